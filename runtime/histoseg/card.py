@@ -152,7 +152,7 @@ def _require(ok: bool, name: str, found: object, expected: str) -> None:
 
 def _check_version(card: ModelCard) -> None:
     _require(card.schema_version == SCHEMA_VERSION, "schema_version", card.schema_version,
-             f"{SCHEMA_VERSION}: install the histoseg that wrote this card, or export the model again")  # fmt: skip
+             f"{SCHEMA_VERSION}: update histoseg, or export the model again")  # fmt: skip
 
 
 def _check_classes(card: ModelCard) -> None:
@@ -164,7 +164,9 @@ def _check_classes(card: ModelCard) -> None:
     for i, color in enumerate(card.class_colors):
         _require(re.fullmatch(r"#[0-9a-fA-F]{6}", color) is not None, f"class_colors[{i}]", repr(color),
                  "#rrggbb")  # fmt: skip
-    _require(0 <= card.background_index < count, "background_index", card.background_index, f"0 to {count - 1}")
+    _require(
+        0 <= card.background_index < count, "background_index", card.background_index, f"0 to {count - 1}"
+    )
     _require(card.spacing_um_px > 0, "spacing_um_px", card.spacing_um_px, "more than 0")
     _require(0 <= card.spacing_tolerance < 0.5, "spacing_tolerance", card.spacing_tolerance, "0 to 0.5")
 

@@ -10,7 +10,7 @@ import numpy as np
 from histoseg.card import TransformStep
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from histoseg.arrays import Floats, Pixels
 
 Normalization = Literal["unit", "symmetric", "imagenet", "none"]
 
@@ -24,7 +24,7 @@ NORMALIZATIONS: dict[str, TransformStep] = {
 assert set(NORMALIZATIONS) == set(get_args(Normalization))
 
 
-def apply_transform(rgb: NDArray[np.uint8], steps: Iterable[TransformStep]) -> NDArray[np.float32]:
+def apply_transform(rgb: Pixels, steps: Iterable[TransformStep]) -> Floats:
     """Return `(x * scale - mean) / std` of `rgb`, step after step.
 
     Args:

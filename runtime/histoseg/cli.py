@@ -1,0 +1,222 @@
+"""`histoseg-run`: segment whole-slide images."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import histoseg
+from histoseg.command import run_command
+from histoseg.errors import HistosegError, SlideError
+
+if TYPE_CHECKING:
+    from histoseg.job import RunOptions
+    from histoseg.session import Session
+
+BLENDS = ("cosine", "crop", "gaussian", "constant")
+EXAMPLES = """\b
+Examples:
+  histoseg-run --demo
+  histoseg-run slide.svs -o results
+  histoseg-run 'slides/*.ndpi' -m model.onnx --provider cuda
+  histoseg-run slide.svs --truth mask.png"""
+
+
+def _check_provider(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    from histoseg.session import PROVIDERS, known_provider
+
+    if not known_provider(value):
+        names = ", ".join(["auto", *PROVIDERS])
+        raise click.BadParameter(
+            f"'{value}' is no provider, expected {names} or a name that onnxruntime knows"
+        )
+    return value
+
+
+@click.command(name="histoseg-run", epilog=EXAMPLES, context_settings={"max_content_width": 100})
+@click.argument("slides", nargs=-1, metavar="SLIDE...")
+@click.option(
+    "-m", "--model", type=click.Path(path_type=Path), help="ONNX model.  [default: nuclei, built in]"
+)
+@click.option("--card", type=click.Path(path_type=Path), help="Model card (JSON) for a model without one.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Folder for results.  [default: histoseg-out]"
+)
+@click.option("--provider", default="auto", show_default=True, callback=_check_provider,
+              help="auto, cpu, cuda, tensorrt, openvino: used or refused, never replaced.")  # fmt: skip
+@click.option("--truth", type=click.Path(path_type=Path), help="Mask of the slide: reports Dice against it.")
+@click.option("--mpp", type=click.FloatRange(min=0, min_open=True), help="um/px of the slide, over its own.")
+@click.option("--allow-coarse", is_flag=True, help="Enlarge a slide that is too coarse for the model.")
+@click.option("--blend", type=click.Choice(BLENDS), help="How tiles join.  [default: the model's]")
+@click.option(
+    "--overlap", type=click.IntRange(min=0), help="Pixels that tiles share.  [default: the model's]"
+)
+@click.option("--threshold", type=click.FloatRange(0, 1, min_open=True, max_open=True),
+              help="Probability of the second class (two-class models).")  # fmt: skip
+@click.option("--no-tissue", is_flag=True, help="Run every tile, tissue or not.")
+@click.option("--batch", type=click.IntRange(min=1), help="Tiles at a time.  [default: by size]")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads for the model.  [default: all]")
+@click.option("--demo", is_flag=True, help="Draw a slide with known nuclei, segment it, show the Dice.")
+@click.version_option(histoseg.__version__)
+def command(**options: Any) -> int:
+    """Segment whole-slide images with an ONNX model. Research use only.
+
+    Writes OUT/<slide>/ with labels.tif, overlay.png and report.json.
+    """
+    if options["demo"]:
+        return _run_demo(options)
+    slides = expand_slides(options["slides"])
+    if options["truth"] and len(slides) > 1:
+        raise click.UsageError(f"--truth is the mask of one slide, but there are {len(slides)}")
+    with _open_model(options) as session:
+        return _run_all(slides, session, options["out"] or Path("histoseg-out"), options)
+
+
+def expand_slides(patterns: tuple[str, ...]) -> list[Path]:
+    """Return the slides that paths and globs name, in order and once each.
+
+    Raises:
+        click.UsageError: There is none, or two would write to the same folder.
+        SlideError: A glob matches nothing.
+    """
+    if not patterns:
+        raise click.UsageError("no slide given, expected at least one SLIDE (or --demo)")
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        if Path(pattern).exists() or not glob.has_magic(pattern):
+            found[Path(pattern)] = None
+            continue
+        matches = sorted(glob.glob(pattern, recursive=True))
+        if not matches:
+            raise SlideError(f"no file matches '{pattern}', expected at least one slide")
+        found.update((Path(match), None) for match in matches)
+    stems: dict[str, Path] = {}
+    for path in found:
+        if path.stem in stems:
+            raise click.UsageError(
+                f"{stems[path.stem]} and {path} would both write to the folder '{path.stem}'; "
+                "run them with different -o"
+            )
+        stems[path.stem] = path
+    return list(found)
+
+
+def _open_model(options: dict[str, Any]) -> Session:
+    from histoseg.models import default_model
+    from histoseg.session import open_session
+
+    return open_session(
+        options["model"] or default_model(),
+        provider=options["provider"],
+        card=options["card"],
+        threads=options["threads"],
+    )
+
+
+def _read_options(options: dict[str, Any], session: Session) -> RunOptions:
+    from histoseg.job import RunOptions
+
+    tiling, side = session.card.tiling, min(session.card.patch_size_pixels)
+    overlap = options["overlap"]
+    if overlap is not None and not 2 * tiling.halo_px <= overlap <= side - tiling.stride_multiple:
+        raise click.BadParameter(
+            f"{overlap} px does not fit this model, expected {2 * tiling.halo_px} (twice its halo) to "
+            f"{side - tiling.stride_multiple}",
+            param_hint="--overlap",
+        )
+    if options["threshold"] is not None and len(session.card.class_names) != 2:
+        raise click.BadParameter(
+            f"the model has {len(session.card.class_names)} classes, expected 2", param_hint="--threshold"
+        )
+    return RunOptions(
+        mpp=options["mpp"],
+        allow_coarse=options["allow_coarse"],
+        blend=options["blend"],
+        overlap_px=overlap,
+        threshold=options["threshold"],
+        tissue=not options["no_tissue"],
+        batch_size=session.batch_size or options["batch"],
+    )
+
+
+def _run_all(slides: list[Path], session: Session, out: Path, options: dict[str, Any]) -> int:
+    from histoseg.job import segment_slide
+
+    chosen = _read_options(options, session)
+    failed = 0
+    for path in slides:
+        try:
+            with _progress(path.name) as on_tiles:
+                report = segment_slide(path, session, out, chosen, truth=options["truth"], on_tiles=on_tiles)
+        except HistosegError as error:
+            failed += 1
+            click.echo(f"histoseg-run: error: {error}", err=True)
+        else:
+            click.echo(summarize(report, out / path.stem))
+    return 1 if failed else 0
+
+
+def _run_demo(options: dict[str, Any]) -> int:
+    from histoseg.demo import write_demo_slide
+
+    if options["slides"]:
+        raise click.UsageError("--demo draws its own slide, but a SLIDE was given")
+    out = options["out"] or Path("histoseg-demo")
+    out.mkdir(parents=True, exist_ok=True)
+    click.echo(f"drawing a slide with known nuclei in {out}/ ...")
+    slide, truth = write_demo_slide(out)
+    with _open_model(options) as session:
+        code = _run_all([slide], session, out, {**options, "truth": truth})
+    if code == 0:
+        click.echo(f"slide    {slide}\noverlay  {out / slide.stem / 'overlay.png'}")
+        click.echo(f"labels   {out / slide.stem / 'labels.tif'}\nreport   {out / slide.stem / 'report.json'}")
+    return code
+
+
+def summarize(report: dict[str, Any], folder: Path) -> str:
+    """Return the one line that a person reads about a finished slide."""
+    total = sum(entry["pixels"] for entry in report["classes"])
+    parts = [
+        f"{entry['name']} {100 * entry['pixels'] / total:.2f} % ({entry['area_mm2']:.3f} mm2)"
+        for entry in report["classes"][1:]
+    ]
+    if "score" in report:
+        dices = ((e["name"], e["dice"]) for e in report["score"]["classes"][1:])
+        parts += [
+            f"Dice {name} " + ("not present" if dice is None else f"{dice:.3f}") for name, dice in dices
+        ]
+    tiles, seconds = report["tiles"], report["seconds"]["total"]
+    parts.append(f"{tiles['run']} of {tiles['total']} tiles on {report['provider']}, {seconds:.1f} s")
+    return f"{Path(report['slide']['path']).name}: {', '.join(parts)} -> {folder}"
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Show a progress bar on a terminal, and nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("tiles"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(name, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def main() -> None:
+    """Run `histoseg-run`."""
+    run_command(command)

@@ -1,0 +1,231 @@
+"""One slide into one folder: plan, run, write, report. The folder appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import histoseg
+from histoseg.blend import Band, label_band
+from histoseg.card import Blend, ModelCard
+from histoseg.engine import Plan, choose_batch_size, iter_bands
+from histoseg.errors import HistosegError, OutputError
+from histoseg.grid import Grid, plan_grid
+from histoseg.outputs import LabelSink
+from histoseg.outputs.classes import ClassCounts
+from histoseg.outputs.labels import LabelPyramid
+from histoseg.outputs.overlay import Overlay
+from histoseg.score import TruthScore
+from histoseg.session import Session, count_cpus
+from histoseg.slide import FileSlide, ScaledSlide, open_slide, plan_scale
+from histoseg.timing import Stopwatch
+from histoseg.tissue import TissueMask, find_tissue
+from histoseg.truth import TruthMask
+
+REPORT_NAME = "report.json"
+STAGES = ("read", "infer", "blend", "write")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a person may choose for a run; `None` means what the model's card says."""
+
+    mpp: float | None = None
+    """Level-0 um/px, over what the slide states."""
+    allow_coarse: bool = False
+    blend: Blend | None = None
+    overlap_px: int | None = None
+    threshold: float | None = None
+    tissue: bool = True
+    """Skip tiles without tissue."""
+    batch_size: int | None = None
+    readers: int | None = None
+
+
+def segment_slide(
+    slide_path: Path,
+    session: Session,
+    out: Path,
+    options: RunOptions,
+    *,
+    truth: Path | None = None,
+    on_tiles: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Segment one slide into `out/<name>/` and return its report.
+
+    Args:
+        slide_path: Any slide that OpenSlide reads.
+        session: The model.
+        out: Folder for results; it is made when it is missing.
+        options: See `RunOptions`.
+        truth: A mask to score against.
+        on_tiles: Called with tiles done and tiles to do.
+
+    Raises:
+        SlideError: The slide cannot be opened or read, or has the wrong um/px.
+        TruthError: The truth does not fit.
+        ModelError: The model failed.
+        OutputError: The results cannot be written.
+    """
+    clock = Stopwatch()
+    with open_slide(slide_path) as slide:
+        scaled = _scale(slide, session, options)
+        grid = _lay_grid(scaled, session, options)
+        mask = TruthMask(truth, scaled.m_size, len(session.card.class_names)) if truth else None
+        tissue, plan = _plan(slide, grid, session, options)
+        with _output_folder(out / slide.name) as folder:
+            counts = ClassCounts(session.card.class_names)
+            score = TruthScore(mask, session.card.class_names) if mask else None
+            sinks = [*_open_sinks(scaled, folder, session.card), counts, *([score] if score else [])]
+            bands = iter_bands(scaled, session, plan, clock=clock, on_tiles=on_tiles)
+            _feed(bands, sinks, session.card, options.threshold, clock)
+            report = _describe(slide, scaled, session, plan, tissue)
+            report["seconds"] = clock.report(STAGES)
+            report["classes"] = counts.report(scaled.scale.spacing_um_px)
+            if score is not None:
+                report["score"] = score.report()
+            (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def _scale(slide: FileSlide, session: Session, options: RunOptions) -> ScaledSlide:
+    card = session.card
+    scale = plan_scale(
+        slide,
+        card.spacing_um_px,
+        tolerance=card.spacing_tolerance,
+        mpp=options.mpp,
+        force=options.allow_coarse,
+    )
+    return ScaledSlide(slide, scale)
+
+
+def _lay_grid(slide: ScaledSlide, session: Session, options: RunOptions) -> Grid:
+    card = session.card
+    overlap = card.tiling.overlap_px if options.overlap_px is None else options.overlap_px
+    return plan_grid(
+        slide.m_size,
+        card.patch_size_pixels,
+        overlap=overlap,
+        halo=card.tiling.halo_px,
+        stride_multiple=card.tiling.stride_multiple,
+    )
+
+
+def _plan(
+    slide: FileSlide, grid: Grid, session: Session, options: RunOptions
+) -> tuple[TissueMask | None, Plan]:
+    tissue = find_tissue(slide) if options.tissue else None
+    tiles = tuple(tile for tile in grid.iter_tiles() if tissue is None or tissue.touches(tile, grid))
+    plan = Plan(
+        grid=grid,
+        tiles=tiles,
+        blend=options.blend or session.card.tiling.blend,
+        batch_size=options.batch_size or choose_batch_size(session, grid.tile_size),
+        readers=options.readers or min(4, count_cpus()),
+    )
+    return tissue, plan
+
+
+def _open_sinks(slide: ScaledSlide, folder: Path, card: ModelCard) -> list[LabelSink]:
+    return [
+        LabelPyramid(folder / "labels.tif", slide.m_size, slide.scale.spacing_um_px, card.class_colors),
+        Overlay(folder / "overlay.png", slide.slide, slide.m_size, card.class_colors, card.background_index),
+    ]
+
+
+def _feed(
+    bands: Iterator[Band], sinks: list[LabelSink], card: ModelCard, threshold: float | None, clock: Stopwatch
+) -> None:
+    """Label finished bands and hand them to every sink, then close the sinks."""
+    threshold = card.output.threshold if threshold is None else threshold
+    for band in bands:
+        with clock.time("write"):
+            labels = label_band(band, background=card.background_index, threshold=threshold)
+            for sink in sinks:
+                sink.add(band.m_y, labels)
+    with clock.time("write"):
+        for sink in sinks:
+            sink.close()
+
+
+def _describe(
+    slide: FileSlide, scaled: ScaledSlide, session: Session, plan: Plan, tissue: TissueMask | None
+) -> dict[str, Any]:
+    card, scale, grid = session.card, scaled.scale, plan.grid
+    return {
+        "histoseg": histoseg.__version__,
+        "model": {
+            "name": session.name,
+            "sha256": session.sha256,
+            "architecture": card.architecture,
+            "precision": card.precision,
+            "spacing_um_px": card.spacing_um_px,
+        },
+        "provider": session.provider,
+        "slide": {
+            "path": str(slide.path),
+            "size_px": list(slide.level_sizes[0]),
+            "spacing_um_px": list(slide.spacing_um_px) if slide.spacing_um_px else None,
+            "level": scale.level,
+        },
+        "spacing_um_px": math.sqrt(scale.spacing_um_px[0] * scale.spacing_um_px[1]),
+        "size_px": list(scaled.m_size),
+        "tiles": {
+            "total": grid.count,
+            "run": len(plan.tiles),
+            "size_px": list(grid.tile_size),
+            "step_px": grid.x.step,
+            "halo_px": grid.x.halo,
+            "blend": plan.blend,
+            "batch_size": plan.batch_size,
+        },
+        "tissue": {"coverage": tissue.coverage} if tissue else None,
+        "intended_use": card.intended_use,
+    }
+
+
+@contextmanager
+def _output_folder(final: Path) -> Iterator[Path]:
+    """Yield a folder that becomes `final` when the block succeeds and vanishes when it fails."""
+    if final.exists() and not (final / REPORT_NAME).is_file():
+        raise OutputError(
+            f"{final} exists and holds no histoseg result, expected a free name; choose another -o"
+        )
+    part = final.with_name(f".{final.name}.part")
+    made = _missing_parents(final)
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        _replace_folder(part, final)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        if isinstance(error, OSError) and not isinstance(error, HistosegError):
+            raise OutputError(
+                f"{final}: cannot be written ({error.strerror or error}); choose another -o"
+            ) from error
+        raise
+
+
+def _replace_folder(part: Path, final: Path) -> None:
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    part.replace(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _missing_parents(path: Path) -> list[Path]:
+    """Return the parents that do not exist yet, innermost first."""
+    return [folder for folder in path.parents if not folder.exists()]
