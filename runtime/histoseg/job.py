@@ -49,12 +49,12 @@ class RunOptions:
 
 
 def segment_slide(
-    slide_path: Path,
+    slide_path: str | Path,
     session: Session,
-    out: Path,
-    options: RunOptions,
+    out: str | Path,
+    options: RunOptions | None = None,
     *,
-    truth: Path | None = None,
+    truth: str | Path | None = None,
     on_tiles: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Segment one slide into `out/<name>/` and return its report.
@@ -63,7 +63,7 @@ def segment_slide(
         slide_path: Any slide that OpenSlide reads.
         session: The model.
         out: Folder for results; it is made when it is missing.
-        options: See `RunOptions`.
+        options: See `RunOptions`; what the model's card says when `None`.
         truth: A mask to score against.
         on_tiles: Called with tiles done and tiles to do.
 
@@ -73,13 +73,13 @@ def segment_slide(
         ModelError: The model failed.
         OutputError: The results cannot be written.
     """
-    clock = Stopwatch()
+    clock, options = Stopwatch(), options or RunOptions()
     with open_slide(slide_path) as slide:
         scaled = _scale(slide, session, options)
         grid = _lay_grid(scaled, session, options)
-        mask = TruthMask(truth, scaled.m_size, len(session.card.class_names)) if truth else None
+        mask = TruthMask(Path(truth), scaled.m_size, len(session.card.class_names)) if truth else None
         tissue, plan = _plan(slide, grid, session, options)
-        with _output_folder(out / slide.name) as folder:
+        with _output_folder(Path(out) / slide.name) as folder:
             counts = ClassCounts(session.card.class_names)
             score = TruthScore(mask, session.card.class_names) if mask else None
             sinks = [*_open_sinks(scaled, folder, session.card), counts, *([score] if score else [])]

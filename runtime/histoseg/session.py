@@ -99,7 +99,11 @@ class Session:
 
 
 def open_session(
-    model: Path, *, provider: str = "auto", card: Path | None = None, threads: int | None = None
+    model: str | Path,
+    *,
+    provider: str = "auto",
+    card: str | Path | None = None,
+    threads: int | None = None,
 ) -> Session:
     """Load an ONNX model onto a provider.
 
@@ -114,12 +118,13 @@ def open_session(
         CardError: The card is not valid, or does not fit the model.
         ProviderError: The provider is not to be had here.
     """
+    model = Path(model)
     if not model.is_file():
         raise ModelError(f"{model}: no such model file")
     chosen = choose_provider(provider)
     session = _load(model, chosen, threads or count_cpus())
     _check_placement(session, chosen)
-    found = _find_card(session, model, card)
+    found = _find_card(session, model, Path(card) if card else None)
     _check_names(session, found, model)
     return Session(session, model, found, chosen)
 

@@ -1,0 +1,37 @@
+# Everything a fresh machine needs, given git, make and Python 3.11 or newer.
+PYTHON ?= python3
+DEMO := .venv-demo
+DEV := .venv
+PIP = bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint format clean
+
+demo: $(DEMO)/.installed ## draw a slide, segment it, print the Dice
+	$(DEMO)/bin/histoseg-run --demo
+
+test: $(DEV)/.installed ## the whole test suite
+	$(DEV)/bin/python -m pytest
+
+lint: $(DEV)/.installed ## style and types
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/mypy
+
+format: $(DEV)/.installed
+	$(DEV)/bin/ruff check --fix .
+	$(DEV)/bin/ruff format .
+
+clean:
+	rm -rf $(DEMO) $(DEV) build dist
+
+$(DEMO)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DEMO)
+	$(DEMO)/$(PIP) --editable '.[cpu]'
+	touch $@
+
+# pip reads dependency groups since 25.1
+$(DEV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DEV)
+	$(DEV)/$(PIP) --upgrade pip
+	$(DEV)/$(PIP) --editable '.[cpu,train,export]' --group dev
+	touch $@
