@@ -2,7 +2,7 @@
 PYTHON ?= python3
 DEMO := .venv-demo
 DEV := .venv
-PIP = bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP = bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test lint format clean
 

@@ -16,7 +16,7 @@ from histoseg.outputs.rows import RowBlocks
 from histoseg.slide import Slide, read_overview
 
 if TYPE_CHECKING:
-    from histoseg.arrays import Labels, Mask
+    from histoseg.arrays import Labels, Mask, Pixels
 
 LONG_SIDE_PX = 3000
 SHORT_SIDE_PX = 512
@@ -83,17 +83,20 @@ class Overlay:
             self._shares[index, self._row] = np.rint((cells == index).mean(axis=(0, 2)) * 255)
         self._row += 1
 
-    def _draw(self, rgb: Labels) -> Labels:
-        picture = rgb.astype(np.float32)
+    def _draw(self, rgb: Pixels) -> Pixels:
+        picture = rgb.copy()
         outlined = self._factor <= OUTLINE_UP_TO
+        strength = 0.25 if outlined else 0.7
         for index, share in enumerate(self._shares):
             if index == self._background:
                 continue
-            opacity = (share.astype(np.float32) / 255 * (0.25 if outlined else 0.7))[..., None]
-            picture += (self._colors[index] - picture) * opacity
+            touched = share > 0
+            opacity = share[touched, None].astype(np.float32) * np.float32(strength / 255)
+            under = picture[touched].astype(np.float32)
+            picture[touched] = np.rint(under + (self._colors[index] - under) * opacity)
             if outlined:
                 picture[find_outline(share > 127)] = self._colors[index]
-        return np.rint(picture).astype(np.uint8)
+        return picture
 
 
 def find_outline(region: Mask) -> Mask:
