@@ -237,10 +237,14 @@ class ScaledSlide:
         x0, x1 = _cover(m_x0, m_x1, spans[0], level_size[0])
         y0, y1 = _cover(m_y0, m_y1, spans[1], level_size[1])
         pixels = self.slide.read_level(self.scale.level, x0, y0, x1 - x0, y1 - y0)
+        m_width, m_height = m_x1 - m_x0, m_y1 - m_y0
         if spans == (1.0, 1.0):
             return pixels
-        pixels = average_axis(pixels, 0, m_y0, m_y1, spans[1], y0)
-        return average_axis(pixels, 1, m_x0, m_x1, spans[0], x0)
+        if spans[0].is_integer() and spans[1].is_integer():
+            return average_blocks(pixels, int(spans[0]), int(spans[1]), m_width, m_height)
+        rows = average_axis(pixels, 0, m_y0 * spans[1] - y0, spans[1], m_height)
+        mean = average_axis(rows, 1, m_x0 * spans[0] - x0, spans[0], m_width)
+        return np.asarray(np.rint(mean), np.uint8)
 
 
 def read_overview(slide: Slide, max_side_px: int) -> Pixels:
@@ -276,38 +280,50 @@ def reflect_indices(start: int, count: int, length: int) -> NDArray[np.intp]:
     return np.minimum(indices, period - indices)
 
 
-def average_axis(pixels: Pixels, axis: int, m0: int, m1: int, span: float, origin: int) -> Pixels:
-    """Average level pixels into model pixels `[m0, m1)` along one axis.
+def average_blocks(pixels: Pixels, span_x: int, span_y: int, width: int, height: int) -> Pixels:
+    """Return the means of blocks of `span_x` x `span_y` pixels, `(height, width, 3)` uint8.
 
-    Model pixel `i` is the mean over `[i * span, (i + 1) * span)` level pixels, partly covered ones by their
-    share. What one pixel becomes does not depend on the region it is read with.
+    A last block that is cut by the slide's border is completed with its border pixels.
+    """
+    import cv2
+
+    missing = (height * span_y - pixels.shape[0], width * span_x - pixels.shape[1])
+    if any(missing):
+        pixels = np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def average_axis(pixels: Pixels | Floats, axis: int, start: float, span: float, count: int) -> Floats:
+    """Average pixels along one axis, partly covered ones by their share.
+
+    Output pixel `i` is the mean over `[start + i * span, start + (i + 1) * span)`, as far as there are
+    pixels. A span below 1 enlarges.
 
     Args:
-        pixels: `(height, width, 3)` uint8, beginning at level pixel `origin` along `axis`.
+        pixels: `(height, width, 3)`.
         axis: 0 for rows, 1 for columns.
-        m0: First model pixel.
-        m1: One past the last.
-        span: Level pixels that one model pixel spans; below 1 it enlarges (nearest pixel).
-        origin: Level coordinate of the first pixel.
+        start: Where the first output pixel begins, in `pixels`.
+        span: Pixels that one output pixel spans.
+        count: Output pixels.
+
+    Returns:
+        float32 with `count` pixels along `axis`.
     """
-    if span == 1.0:
-        return pixels
     length = pixels.shape[axis]
-    starts = np.arange(m0, m1) * span - origin
+    starts = start + np.arange(count) * span
     first = np.floor(starts + 1e-9).astype(np.intp)
-    total: Floats | float = 0.0
-    shares = np.zeros(m1 - m0, np.float32)
+    shape = (-1, 1, 1) if axis == 0 else (1, -1, 1)
+    total = np.zeros((*pixels.shape[:axis], count, *pixels.shape[axis + 1 :]), np.float32)
+    shares = np.zeros(count, np.float32)
     for tap in range(math.ceil(span) + 1):
         index = first + tap
-        share = np.clip(np.minimum(index + 1, starts + span) - np.maximum(index, starts), 0, 1)
-        share = np.where(index < length, share, 0).astype(np.float32)
-        if not share.any():
-            continue
-        taken = np.take(pixels, np.minimum(index, length - 1), axis=axis).astype(np.float32)
-        total = total + taken * (share[:, None, None] if axis == 0 else share[None, :, None])
-        shares += share
-    mean = total / (shares[:, None, None] if axis == 0 else shares[None, :, None])
-    return np.asarray(np.rint(mean), np.uint8)
+        covered = np.minimum(index + 1, starts + span) - np.maximum(index, starts)
+        share = np.where(index < length, covered.clip(0, 1), 0).astype(np.float32)
+        if share.any():
+            total += np.take(pixels, np.minimum(index, length - 1), axis=axis) * share.reshape(shape)
+            shares += share
+    total /= shares.reshape(shape)
+    return total
 
 
 def _cover(m0: int, m1: int, span: float, length: int) -> tuple[int, int]:

@@ -1,0 +1,115 @@
+"""Speed of a whole run against bare `session.run` on the same batches, alternating in one process.
+
+    python benchmarks/engine.py [--model model.onnx] [--slide slide.svs] [--rounds 5]
+
+The whole run reads real slide pixels, blends, labels and writes `labels.tif`; the bare one feeds the same
+tiles from memory. Ends with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from histoseg.demo import write_demo_slide
+from histoseg.engine import Plan, choose_batch_size, iter_bands
+from histoseg.blend import label_band
+from histoseg.grid import plan_grid
+from histoseg.models import default_model
+from histoseg.outputs.labels import LabelPyramid
+from histoseg.session import Session, count_cpus, open_session
+from histoseg.slide import ScaledSlide, open_slide, plan_scale
+from histoseg.timing import Stopwatch
+from histoseg.tissue import find_tissue
+
+
+def make_plan(slide: ScaledSlide, session: Session) -> Plan:
+    card = session.card
+    grid = plan_grid(
+        slide.m_size,
+        card.patch_size_pixels,
+        overlap=card.tiling.overlap_px,
+        halo=card.tiling.halo_px,
+        stride_multiple=card.tiling.stride_multiple,
+    )
+    tissue = find_tissue(slide.slide)
+    tiles = tuple(tile for tile in grid.iter_tiles() if tissue.touches(tile, grid))
+    return Plan(grid, tiles, card.tiling.blend, choose_batch_size(session, grid.tile_size), min(4, count_cpus()))
+
+
+def run_whole(slide: ScaledSlide, session: Session, plan: Plan, folder: Path) -> tuple[float, dict[str, float]]:
+    card, clock, begin = session.card, Stopwatch(), time.perf_counter()
+    pyramid = LabelPyramid(folder / "labels.tif", slide.m_size, slide.scale.spacing_um_px, card.class_colors)
+    for band in iter_bands(slide, session, plan, clock=clock):
+        with clock.time("write"):
+            pyramid.add(band.m_y, label_band(band, background=card.background_index))
+    with clock.time("write"):
+        pyramid.close()
+    return time.perf_counter() - begin, clock.report(("read", "infer", "blend", "write"))
+
+
+def run_bare(session: Session, batches: list[np.ndarray]) -> float:
+    begin = time.perf_counter()
+    for batch in batches:
+        session.run(batch)
+    return time.perf_counter() - begin
+
+
+def read_batches(slide: ScaledSlide, plan: Plan) -> list[np.ndarray]:
+    width, height = plan.grid.tile_size
+    tiles = [slide.read(tile.m_x, tile.m_y, width, height) for tile in plan.tiles]
+    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % plan.batch_size)
+    return [np.stack(tiles[i : i + plan.batch_size]) for i in range(0, len(tiles), plan.batch_size)]
+
+
+def measure(slide_path: Path, model: Path, folder: Path, rounds: int) -> dict[str, object]:
+    session, slide = open_session(model, provider="cpu"), open_slide(slide_path)
+    card = session.card
+    scaled = ScaledSlide(slide, plan_scale(slide, card.spacing_um_px, tolerance=card.spacing_tolerance))
+    plan = make_plan(scaled, session)
+    batches = read_batches(scaled, plan)
+    run_bare(session, batches[:2])
+    wholes, bares, splits = [], [], []
+    for _ in range(rounds):
+        seconds, split = run_whole(scaled, session, plan, folder)
+        wholes.append(seconds)
+        splits.append(split)
+        bares.append(run_bare(session, batches))
+    whole, bare = statistics.median(wholes), statistics.median(bares)
+    tile_mpx = np.prod(plan.grid.tile_size) / 1e6
+    fresh_mpx = plan.grid.x.step * plan.grid.y.step / 1e6
+    mm2 = fresh_mpx * len(plan.tiles) * scaled.scale.spacing_um_px[0] * scaled.scale.spacing_um_px[1]
+    return {
+        "model": model.name,
+        "slide": slide_path.name,
+        "tiles": len(plan.tiles),
+        "bare_tiles_per_s": round(len(plan.tiles) / bare, 2),
+        "whole_tiles_per_s": round(len(plan.tiles) / whole, 2),
+        "whole_over_bare": round(bare / whole, 3),
+        "bare_mpx_per_s": round(tile_mpx * len(plan.tiles) / bare, 2),
+        "slide_mpx_per_s": round(fresh_mpx * len(plan.tiles) / whole, 2),
+        "seconds_per_mm2": round(whole / mm2, 3),
+        "split": splits[wholes.index(sorted(wholes)[len(wholes) // 2])],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=default_model())
+    parser.add_argument("--slide", type=Path, help="a slide with um/px [default: the demo slide]")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        slide = options.slide or write_demo_slide(Path(folder))[0]
+        figures = measure(slide, options.model, Path(folder), options.rounds)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
