@@ -121,7 +121,7 @@ def card_from_text(text: str) -> ModelCard:
     """
     try:
         document = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise CardError(f"the model card is not JSON ({error}): expected one JSON object") from error
     return from_json(ModelCard, document)
 
@@ -175,7 +175,10 @@ def _check_tensors(card: ModelCard) -> None:
     shape = card.input.shape
     _require(len(shape) == 4, "input.shape", list(shape), "four sizes")
     _require(all(size is None or size > 0 for size in shape), "input.shape", list(shape), "sizes above 0")
+    channels = shape[3 if card.input.layout == "NHWC" else 1]
+    _require(channels == 3, "input.shape", list(shape), f"3 channels in {card.input.layout} order")
     width, height = card.patch_size_pixels
+    _require(min(width, height) >= 1, "patch_size_pixels", [width, height], "sizes above 0")
     fixed = (shape[1], shape[2]) if card.input.layout == "NHWC" else (shape[2], shape[3])
     _require(all(want in (None, got) for want, got in zip(fixed, (height, width), strict=True)),
              "patch_size_pixels", [width, height], f"the input's size, {fixed[1]} x {fixed[0]}")  # fmt: skip

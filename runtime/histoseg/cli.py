@@ -12,7 +12,7 @@ import click
 
 import histoseg
 from histoseg.command import run_command
-from histoseg.errors import HistosegError, SlideError
+from histoseg.errors import HistosegError, OutputError, SlideError
 
 if TYPE_CHECKING:
     from histoseg.job import RunOptions
@@ -140,7 +140,7 @@ def _read_options(options: dict[str, Any], session: Session) -> RunOptions:
         overlap_px=overlap,
         threshold=options["threshold"],
         tissue=not options["no_tissue"],
-        batch_size=session.batch_size or options["batch"],
+        batch_size=options["batch"],
     )
 
 
@@ -167,7 +167,10 @@ def _run_demo(options: dict[str, Any]) -> int:
     if options["slides"]:
         raise click.UsageError("--demo draws its own slide, but a SLIDE was given")
     out = options["out"] or Path("histoseg-demo")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be made a folder ({error.strerror}); choose another -o") from error
     click.echo(f"drawing a slide with known nuclei in {out}/ ...")
     slide, truth = write_demo_slide(out)
     with _open_model(options) as session:
@@ -180,13 +183,15 @@ def _run_demo(options: dict[str, Any]) -> int:
 
 def summarize(report: dict[str, Any], folder: Path) -> str:
     """Return the one line that a person reads about a finished slide."""
+    background = report["model"]["background"]
     total = sum(entry["pixels"] for entry in report["classes"])
     parts = [
         f"{entry['name']} {100 * entry['pixels'] / total:.2f} % ({entry['area_mm2']:.3f} mm2)"
-        for entry in report["classes"][1:]
+        for entry in report["classes"]
+        if entry["name"] != background
     ]
     if "score" in report:
-        dices = ((e["name"], e["dice"]) for e in report["score"]["classes"][1:])
+        dices = [(e["name"], e["dice"]) for e in report["score"]["classes"] if e["name"] != background]
         parts += [
             f"Dice {name} " + ("not present" if dice is None else f"{dice:.3f}") for name, dice in dices
         ]

@@ -89,9 +89,9 @@ def iter_bands(
             yield from _finish(accumulator, last, clock)
 
 
-def choose_batch_size(session: Session, tile_size: tuple[int, int]) -> int:
-    """Return the model's fixed batch size, or as many tiles as fill `BATCH_PIXELS`."""
-    return session.batch_size or max(1, BATCH_PIXELS // (tile_size[0] * tile_size[1]))
+def choose_batch_size(session: Session, tile_size: tuple[int, int], wanted: int | None = None) -> int:
+    """Return the model's fixed batch size, or the wanted one, or as many tiles as fill `BATCH_PIXELS`."""
+    return session.batch_size or wanted or max(1, BATCH_PIXELS // (tile_size[0] * tile_size[1]))
 
 
 def map_ordered(

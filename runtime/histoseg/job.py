@@ -77,7 +77,7 @@ def segment_slide(
     with open_slide(slide_path) as slide:
         scaled = _scale(slide, session, options)
         grid = _lay_grid(scaled, session, options)
-        mask = TruthMask(Path(truth), scaled.m_size, len(session.card.class_names)) if truth else None
+        mask = _open_truth(truth, scaled, session) if truth else None
         tissue, plan = _plan(slide, grid, session, options)
         with _output_folder(Path(out) / slide.name) as folder:
             counts = ClassCounts(session.card.class_names)
@@ -92,6 +92,11 @@ def segment_slide(
                 report["score"] = score.report()
             (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def _open_truth(path: str | Path, slide: ScaledSlide, session: Session) -> TruthMask:
+    classes, l0_size = len(session.card.class_names), slide.slide.level_sizes[0]
+    return TruthMask(Path(path), slide.m_size, classes, l0_size)
 
 
 def _scale(slide: FileSlide, session: Session, options: RunOptions) -> ScaledSlide:
@@ -127,7 +132,7 @@ def _plan(
         grid=grid,
         tiles=tiles,
         blend=options.blend or session.card.tiling.blend,
-        batch_size=options.batch_size or choose_batch_size(session, grid.tile_size),
+        batch_size=choose_batch_size(session, grid.tile_size, options.batch_size),
         readers=options.readers or min(4, count_cpus()),
     )
     return tissue, plan
@@ -167,6 +172,7 @@ def _describe(
             "architecture": card.architecture,
             "precision": card.precision,
             "spacing_um_px": card.spacing_um_px,
+            "background": card.class_names[card.background_index],
         },
         "provider": session.provider,
         "slide": {

@@ -89,7 +89,7 @@ def _parse_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ..
 
 def _parse_plain(hint: type, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value) if abs(value) < 1 << 53 else math.inf
     # bool is an int in Python, but a card that says `true` pixels is wrong
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise CardError(f"field '{where}' is {_kind(value)}, expected {_word(hint)}")

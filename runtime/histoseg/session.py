@@ -48,6 +48,7 @@ PROVIDERS: dict[str, Provider] = {
     "openvino": Provider("OpenVINOExecutionProvider", "onnxruntime-openvino", "openvino"),
     "cpu": Provider("CPUExecutionProvider", "onnxruntime", "cpu"),
 }
+TENSOR_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(float16)": "float16"}
 AUTO_ORDER = ("cuda", "openvino", "cpu")
 WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
 
@@ -91,6 +92,8 @@ class Session:
             ModelError: The model fails, or its output has another shape than its card says.
         """
         card = self.card
+        if self._session is None:
+            raise ModelError(f"{self.name}: the session is closed; open it again with open_session")
         try:
             (raw,) = self._session.run([card.output.name], {card.input.name: prepare_input(tiles, card)})
         except Exception as error:
@@ -125,7 +128,7 @@ def open_session(
     session = _load(model, chosen, threads or count_cpus())
     _check_placement(session, chosen)
     found = _find_card(session, model, Path(card) if card else None)
-    _check_names(session, found, model)
+    _check_tensors(session, found, model)
     return Session(session, model, found, chosen)
 
 
@@ -290,10 +293,13 @@ def _find_card(session: Any, model: Path, sidecar: Path | None) -> ModelCard:
     )
 
 
-def _check_names(session: Any, card: ModelCard, model: Path) -> None:
+def _check_tensors(session: Any, card: ModelCard, model: Path) -> None:
     inputs, outputs = ([v.name for v in values] for values in (session.get_inputs(), session.get_outputs()))
+    dtype = TENSOR_TYPES.get(session.get_inputs()[0].type, session.get_inputs()[0].type)
     if inputs != [card.input.name]:
         raise CardError(f"{model}: field 'input.name' is {card.input.name!r}, expected {', '.join(inputs)}")
+    if dtype != card.input.dtype:
+        raise CardError(f"{model}: field 'input.dtype' is {card.input.dtype}, but the model takes {dtype}")
     if card.output.name not in outputs:
         raise CardError(
             f"{model}: field 'output.name' is {card.output.name!r}, expected one of {', '.join(outputs)}"

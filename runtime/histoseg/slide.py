@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # An overview is read in strips of at most this many pixels: 48 MB of RGB.
 OVERVIEW_STRIP_PX = 1 << 24
+# Where a level's downsample is fractional, it is read in blocks of this size from its corner on.
+BLOCK_PX = 512
 
 
 class Slide(Protocol):
@@ -79,6 +81,7 @@ class FileSlide:
         self._handle = _open_handle(path)
         properties = self._handle.properties
         self._origin = _read_bounds_origin(properties)
+        self._downsamples = tuple(self._handle.level_downsamples)
         self.level_sizes = _read_level_sizes(self._handle)
         self.spacing_um_px = _read_spacing(properties)
         self._background = _parse_color(properties.get("openslide.background-color", "ffffff"))
@@ -103,9 +106,23 @@ class FileSlide:
         Raises:
             SlideError: The file is damaged here.
         """
+        if self._downsamples[level].is_integer():
+            return self._read_at(level, x, y, width, height)
+        # OpenSlide takes level-0 coordinates. At a fractional downsample it interpolates, by an amount that
+        # depends on where the region begins: so regions begin at the same places for every reader.
+        pixels = np.empty((height, width, 3), np.uint8)
+        for top in range(y - y % BLOCK_PX, y + height, BLOCK_PX):
+            for left in range(x - x % BLOCK_PX, x + width, BLOCK_PX):
+                x0, x1 = max(left, x), min(left + BLOCK_PX, x + width)
+                y0, y1 = max(top, y), min(top + BLOCK_PX, y + height)
+                block = self._read_at(level, left, top, x1 - left, y1 - top)
+                pixels[y0 - y : y1 - y, x0 - x : x1 - x] = block[y0 - top :, x0 - left :]
+        return pixels
+
+    def _read_at(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
         import openslide
 
-        downsample = self._handle.level_downsamples[level]
+        downsample = self._downsamples[level]
         l0_corner = tuple(round(v * downsample) + o for v, o in zip((x, y), self._origin, strict=True))
         try:
             rgba = np.asarray(self._handle.read_region(l0_corner, level, (width, height)))
@@ -242,9 +259,8 @@ class ScaledSlide:
             return pixels
         if spans[0].is_integer() and spans[1].is_integer():
             return average_blocks(pixels, int(spans[0]), int(spans[1]), m_width, m_height)
-        rows = average_axis(pixels, 0, m_y0 * spans[1] - y0, spans[1], m_height)
-        mean = average_axis(rows, 1, m_x0 * spans[0] - x0, spans[0], m_width)
-        return np.asarray(np.rint(mean), np.uint8)
+        start = (m_x0 * spans[0] - x0, m_y0 * spans[1] - y0)
+        return average_areas(pixels, start, spans, (m_width, m_height))
 
 
 def read_overview(slide: Slide, max_side_px: int) -> Pixels:
@@ -283,14 +299,29 @@ def reflect_indices(start: int, count: int, length: int) -> NDArray[np.intp]:
 def average_blocks(pixels: Pixels, span_x: int, span_y: int, width: int, height: int) -> Pixels:
     """Return the means of blocks of `span_x` x `span_y` pixels, `(height, width, 3)` uint8.
 
-    A last block that is cut by the slide's border is completed with its border pixels.
+    A last block that is cut by the slide's border is the mean of what there is of it.
     """
     import cv2
 
-    missing = (height * span_y - pixels.shape[0], width * span_x - pixels.shape[1])
-    if any(missing):
-        pixels = np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
-    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    means = np.empty((height, width, 3), np.uint8)
+    rows, columns = pixels.shape[0] // span_y, pixels.shape[1] // span_x
+    if rows and columns:
+        whole = pixels[: rows * span_y, : columns * span_x]
+        means[:rows, :columns] = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
+    if rows < height:
+        means[rows:] = average_areas(pixels[rows * span_y :], (0.0, 0.0), (span_x, span_y), (width, 1))
+    if columns < width:
+        right = pixels[:, columns * span_x :]
+        means[:, columns:] = average_areas(right, (0.0, 0.0), (span_x, span_y), (1, height))
+    return means
+
+
+def average_areas(
+    pixels: Pixels, start: tuple[float, float], span: tuple[float, float], size: tuple[int, int]
+) -> Pixels:
+    """Return the means of areas of `span` pixels, `(height, width, 3)` uint8; see `average_axis`."""
+    rows = average_axis(pixels, 0, start[1], span[1], size[1])
+    return np.asarray(np.rint(average_axis(rows, 1, start[0], span[0], size[0])), np.uint8)
 
 
 def average_axis(pixels: Pixels | Floats, axis: int, start: float, span: float, count: int) -> Floats:

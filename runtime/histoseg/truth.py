@@ -1,7 +1,6 @@
-"""Masks as truth: index masks and 0/255 masks, PNG or TIFF, of any whole-number scale to the slide.
+"""Masks as truth: index masks and 0/255 masks, PNG, JPEG or TIFF, at any whole-number scale to the slide.
 
-A tiled or stripped TIFF is read row by row, so that a truth of slide size costs no memory; other pictures
-are loaded whole.
+A TIFF is read row by row, so that a truth of slide size costs no memory; other pictures are loaded whole.
 """
 
 from __future__ import annotations
@@ -18,11 +17,13 @@ if TYPE_CHECKING:
 
     from histoseg.arrays import Labels
 
-ASPECT_TOLERANCE = 0.01
+    Size = tuple[int, int]
+
+NO_CLASS = 255
 
 
 class _Rows(Protocol):
-    shape: tuple[int, int]
+    size: Size
 
     def read(self, top: int, bottom: int) -> Labels: ...
 
@@ -30,62 +31,69 @@ class _Rows(Protocol):
 class TruthMask:
     """A truth mask seen at the model's um/px."""
 
-    def __init__(self, path: Path, m_size: tuple[int, int], classes: int) -> None:
-        """Open a mask for a slide of `m_size` (width, height) model pixels.
+    def __init__(self, path: Path, m_size: Size, classes: int, l0_size: Size | None = None) -> None:
+        """Open a mask of a whole slide.
+
+        Args:
+            path: PNG, JPEG or TIFF, one channel. Two classes may also be 0 and 255; JPEG always is.
+            m_size: Width and height of the slide in model pixels.
+            classes: Classes of the model.
+            l0_size: Width and height of the slide at level 0.
 
         Raises:
-            TruthError: The file is missing, unreadable, or of another shape than the slide.
+            TruthError: The file is missing, unreadable, or of a size that is no whole scale of the slide.
         """
         if not path.is_file():
             raise TruthError(f"{path}: no such truth mask")
         self._path = path
         self._classes = classes
         self._rows = _open_rows(path)
-        height, width = self._rows.shape
-        ratio = (width / m_size[0]) / (height / m_size[1])
-        # a pixel more or less is rounding, whatever it does to the aspect of a narrow slide
-        slack = max(ASPECT_TOLERANCE, 1.5 / min(width, height, *m_size))
-        if abs(ratio - 1) > slack:
+        width, height = self._rows.size
+        sizes = [m_size] if l0_size is None or l0_size == m_size else [m_size, l0_size]
+        if not any(is_whole_scale(self._rows.size, size) for size in sizes):
+            wanted = " or ".join(f"{size[0]}x{size[1]}" for size in sizes)
             raise TruthError(
-                f"{path}: the truth is {width}x{height} px, which is no whole scale of the slide, "
-                f"{m_size[0]}x{m_size[1]} px for this model; give a mask of the whole slide"
+                f"{path}: the truth is {width}x{height} px, expected {wanted} px, or a whole multiple or "
+                "fraction of that; give a mask of the whole slide"
             )
-        self._m_size = m_size
         self._columns = _nearest(width, m_size[0])
         self._lines = _nearest(height, m_size[1])
+        self._meaning = _read_meaning(classes, lossy=path.suffix.lower() in (".jpg", ".jpeg"))
 
     def read(self, m_y: int, count: int) -> Labels:
         """Return the classes of `count` model rows from `m_y` on, `(count, width)` uint8.
 
         Raises:
-            TruthError: A value is no class of the model.
+            TruthError: A value is no class of the model, or the file is damaged here.
         """
         lines = self._lines[m_y : m_y + count]
         top, bottom = int(lines[0]), int(lines[-1]) + 1
-        values = self._rows.read(top, bottom)[lines - top][:, self._columns]
-        if self._classes == 2 and values.max(initial=0) > 1:
-            return self._read_binary(values)
-        if values.max(initial=0) >= self._classes:
+        try:
+            values = self._rows.read(top, bottom)[lines - top][:, self._columns]
+        except Exception as error:  # each codec has errors of its own
+            raise TruthError(f"{self._path}: the truth is damaged ({error}); write it again") from error
+        labels = self._meaning[values]
+        if (labels == NO_CLASS).any():
+            found = values[labels == NO_CLASS].max()
             raise TruthError(
-                f"{self._path}: the truth holds the value {values.max()}, expected class indices 0 to "
-                f"{self._classes - 1}" + (" or a 0/255 mask" if self._classes == 2 else "")
+                f"{self._path}: the truth holds the value {found}, expected class indices 0 to "
+                f"{self._classes - 1}" + (", or 0 and 255" if self._classes == 2 else "")
             )
-        return values
+        return labels
 
-    def _read_binary(self, values: Labels) -> Labels:
-        found = np.unique(values)
-        lossy = self._path.suffix.lower() in (".jpg", ".jpeg")
-        if not lossy and not set(found.tolist()) <= {0, 255}:
-            raise TruthError(
-                f"{self._path}: the truth holds the values {', '.join(map(str, found[:6]))}, "
-                "expected 0 and 1, or 0 and 255"
-            )
-        return (values > 127).astype(np.uint8)
+
+def is_whole_scale(size: Size, other: Size) -> bool:
+    """Tell whether one size is the other times a whole number, up to a cut last pixel."""
+    for small, large in ((size, other), (other, size)):
+        factor = max(1, round(large[0] / small[0]))
+        if all(abs(a * factor - b) < factor for a, b in zip(small, large, strict=True)):
+            return True
+    return False
 
 
 class _ArrayRows:
     def __init__(self, values: Labels) -> None:
-        self.shape = (values.shape[0], values.shape[1])
+        self.size = (values.shape[1], values.shape[0])
         self._values = values
 
     def read(self, top: int, bottom: int) -> Labels:
@@ -96,67 +104,92 @@ class _TiffRows:
     """Rows of a TIFF's first page, decoded as they are asked for."""
 
     def __init__(self, tif: Any) -> None:
-        self._tif = tif
-        self._page = tif.pages[0]
-        self.shape = (self._page.imagelength, self._page.imagewidth)
+        self._page = page = tif.pages[0]
+        self._file = tif.filehandle
+        self.size = (page.imagewidth, page.imagelength)
+        self._height = page.tilelength if page.is_tiled else page.rowsperstrip
+        self._across = -(-page.imagewidth // page.tilewidth) if page.is_tiled else 1
 
     def read(self, top: int, bottom: int) -> Labels:
-        page = self._page
-        across = page.chunked[-2] if page.is_tiled else 1
-        height = page.chunks[0]
-        rows = np.zeros((bottom - top, page.imagewidth), np.uint8)
-        for index in range(top // height * across, -(-bottom // height) * across):
-            if index >= len(page.dataoffsets):
-                break
-            self._tif.filehandle.seek(page.dataoffsets[index])
-            data = self._tif.filehandle.read(page.databytecounts[index])
-            segment, (_, _, y, x, _), (_, h, w, _) = page.decode(data, index)
+        rows = np.zeros((bottom - top, self.size[0]), np.uint8)
+        first, last = top // self._height, -(-bottom // self._height)
+        for index in range(first * self._across, last * self._across):
+            segment = self._decode(index)
             if segment is None:
                 continue  # a tile left out of the file is background
-            y0, y1 = max(y, top), min(y + h, bottom)
-            if y0 < y1:
-                rows[y0 - top : y1 - top, x : x + w] = segment[0, y0 - y : y1 - y, :w, 0]
+            y, x = index // self._across * self._height, index % self._across * self._page.tilewidth
+            y0, y1 = max(y, top), min(y + segment.shape[0], bottom)
+            x1 = min(x + segment.shape[1], self.size[0])
+            rows[y0 - top : y1 - top, x:x1] = segment[y0 - y : y1 - y, : x1 - x]
         return rows
+
+    def _decode(self, index: int) -> NDArray[Any] | None:
+        count = self._page.databytecounts[index]
+        if count == 0:
+            return None
+        self._file.seek(self._page.dataoffsets[index])
+        segment, _, _ = self._page.decode(self._file.read(count), index, jpegtables=self._page.jpegtables)
+        return None if segment is None else np.asarray(segment[0, ..., 0])
 
 
 def _open_rows(path: Path) -> _Rows:
     if path.suffix.lower() in (".tif", ".tiff"):
-        rows = _open_tiff(path)
-        if rows is not None:
-            return rows
+        return _open_tiff(path)
     return _ArrayRows(_load_picture(path))
 
 
-def _open_tiff(path: Path) -> _TiffRows | None:
-    """Open a TIFF of one uint8 channel for reading by rows; `None` where OpenCV has to decode it."""
+def _open_tiff(path: Path) -> _TiffRows:
     import tifffile
 
     try:
-        tif = tifffile.TiffFile(path)
-        page = tif.pages[0]
-        plain = page.samplesperpixel == 1 and page.dtype == np.uint8  # type: ignore[union-attr]
-        rows = _TiffRows(tif)
-        rows.read(0, 1)  # a codec that tifffile lacks shows here
-    except (tifffile.TiffFileError, ValueError, IndexError, AttributeError):
-        return None
-    return rows if plain else None
+        page = (tif := tifffile.TiffFile(path)).pages[0]
+    except (tifffile.TiffFileError, ValueError, IndexError) as error:
+        raise TruthError(
+            f"{path}: cannot be read as a TIFF ({error}), expected an index or 0/255 mask"
+        ) from error
+    assert isinstance(page, tifffile.TiffPage)
+    _check_kind(path, page.samplesperpixel, page.dtype)
+    return _TiffRows(tif)
 
 
 def _load_picture(path: Path) -> Labels:
-    import cv2
+    """Return a picture's values; of a palette its indices, which OpenCV would turn into colours."""
+    from PIL import Image
 
-    values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if values is None:
+    # a truth of slide size is no attack: the person at the keyboard named it
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with Image.open(path) as picture:
+            values = np.asarray(picture)
+    except (OSError, SyntaxError, ValueError) as error:
         raise TruthError(
-            f"{path}: cannot be read as a picture, expected an index or 0/255 mask (PNG or TIFF)"
-        )
-    if values.dtype != np.uint8:
-        raise TruthError(f"{path}: the truth is {values.dtype}, expected uint8 class indices or a 0/255 mask")
-    if values.ndim == 3:
-        if not (values[..., :1] == values[..., :3]).all():
-            raise TruthError(f"{path}: the truth is a colour picture, expected one channel of class indices")
-        values = values[..., 0]
-    return np.ascontiguousarray(values)
+            f"{path}: cannot be read as a picture ({error}), expected an index or 0/255 mask"
+        ) from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+    if values.ndim == 3 and (values[..., :1] == values[..., :3]).all():
+        values = values[..., 0]  # grey, saved as colour
+    _check_kind(path, 1 if values.ndim == 2 else values.shape[2], values.dtype)
+    return values.astype(np.uint8, copy=False)
+
+
+def _check_kind(path: Path, channels: int, dtype: Any) -> None:
+    if channels != 1:
+        raise TruthError(f"{path}: the truth is a colour picture, expected one channel of class indices")
+    if dtype not in (np.uint8, np.bool_):
+        raise TruthError(f"{path}: the truth is {dtype}, expected uint8 class indices or a 0/255 mask")
+
+
+def _read_meaning(classes: int, *, lossy: bool) -> Labels:
+    """Return the class of each of the 256 values, `NO_CLASS` where there is none."""
+    meaning = np.full(256, NO_CLASS, np.uint8)
+    if lossy and classes == 2:
+        meaning[:128], meaning[128:] = 0, 1  # compression blurs 0 and 255
+        return meaning
+    meaning[:classes] = np.arange(classes)
+    if classes == 2:
+        meaning[255] = 1
+    return meaning
 
 
 def _nearest(have: int, want: int) -> NDArray[np.intp]:
