@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+
+from histoseg.card import card_to_text
+from histoseg.cli import expand_slides
+from histoseg.demo import write_pyramid
+from histoseg.errors import SlideError
+
+BAD_SLIDES = ["jpegls.dcm", "lfs-pointer.ndpi", "random-bytes.svs", "unopenable.tiff", "untiled.tif"]
+
+
+@pytest.fixture
+def run(
+    run_command: Callable, models: Path, tmp_path: Path
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `histoseg-run` with a tiny model in an empty folder."""
+
+    def start(*arguments: str | Path, model: str = "threshold.onnx") -> subprocess.CompletedProcess[str]:
+        return run_command("histoseg-run", *arguments, "-m", models / model, cwd=tmp_path)
+
+    return start
+
+
+def check_refusal(finished: subprocess.CompletedProcess[str], code: int, *said: str) -> str:
+    assert finished.returncode == code, finished.stderr
+    assert "Traceback" not in finished.stderr
+    for word in said:
+        assert word in finished.stderr
+    if code == 1:
+        assert finished.stderr.count("\n") == 1, finished.stderr
+        assert finished.stderr.startswith("histoseg-run: error: ")
+        assert finished.stdout == ""
+    return finished.stderr
+
+
+def test_a_slide_becomes_a_folder_and_one_line(run, small_slide: Path, tmp_path: Path) -> None:
+    finished = run(small_slide, "-o", "out", "--truth", small_slide.with_name("truth.png"))
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ""
+    assert finished.stdout.count("\n") == 1
+    report = json.loads((tmp_path / "out" / "small" / "report.json").read_text())
+    dice = report["score"]["classes"][1]["dice"]
+    for word in ("small.tif", "nucleus", f"{dice:.3f}", "cpu", str(Path("out") / "small")):
+        assert word in finished.stdout
+
+
+def test_without_o_results_lie_in_histoseg_out(run, small_slide: Path, tmp_path: Path) -> None:
+    assert run(small_slide).returncode == 0
+    assert (tmp_path / "histoseg-out" / "small" / "labels.tif").is_file()
+
+
+def test_options_reach_the_run(run, small_slide: Path, tmp_path: Path) -> None:
+    options = ["--blend", "crop", "--overlap", "20", "--batch", "3", "--threads", "1", "--no-tissue"]
+    finished = run(
+        small_slide, "-o", "out", "--provider", "cpu", "--mpp", "0.25", "--threshold", "0.3", *options
+    )
+    assert finished.returncode == 0, finished.stderr
+    report = json.loads((tmp_path / "out" / "small" / "report.json").read_text())
+    assert report["size_px"] == [350, 310]
+    assert report["tiles"]["blend"] == "crop"
+    assert report["tiles"]["step_px"] == 44
+    assert report["tiles"]["batch_size"] == 3
+    assert report["tiles"]["run"] == report["tiles"]["total"]
+    assert report["tissue"] is None
+
+
+def test_the_summary_names_the_classes_and_not_the_background(
+    run, models: Path, open_model, small_slide: Path, tmp_path: Path
+) -> None:
+    card = replace(open_model("threshold").card, class_names=("stain", "glass"), background_index=1)
+    (tmp_path / "card.json").write_text(card_to_text(card))
+    finished = run(small_slide, "-o", "out", "--card", "card.json", model="no_card.onnx")
+    assert finished.returncode == 0, finished.stderr
+    assert "stain" in finished.stdout
+    assert "glass" not in finished.stdout
+
+
+@pytest.mark.parametrize("name", BAD_SLIDES)
+def test_a_bad_slide_ends_in_one_line(run, shared_data: Path, tmp_path: Path, name: str) -> None:
+    finished = run(shared_data / "bad_slides" / name, "-o", "out")
+    check_refusal(finished, 1, name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_bad_slide_was_forgotten(shared_data: Path) -> None:
+    assert sorted(path.name for path in (shared_data / "bad_slides").iterdir()) == BAD_SLIDES
+
+
+def test_one_bad_slide_does_not_stop_the_others(
+    run, shared_data: Path, small_slide: Path, tmp_path: Path
+) -> None:
+    bad = shared_data / "bad_slides" / "untiled.tif"
+    finished = run(tmp_path / "missing.svs", bad, small_slide, "-o", "out")
+    assert finished.returncode == 1
+    assert finished.stderr.count("\n") == 2
+    assert "missing.svs" in finished.stderr
+    assert "untiled.tif" in finished.stderr
+    assert finished.stdout.startswith("small.tif: ")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["small"]
+
+
+def test_a_slide_too_coarse_is_refused_with_both_spacings_and_the_flag(
+    run, shared_data: Path, tmp_path: Path
+) -> None:
+    finished = run(shared_data / "slides" / "camelyon-jpeg.dcm", "-o", "out")
+    check_refusal(finished, 1, "camelyon-jpeg", "28.97 um/px", "0.5 um/px", "--allow-coarse")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_file_and_an_empty_glob_end_in_one_line(run, tmp_path: Path) -> None:
+    check_refusal(run("missing.svs"), 1, "missing.svs", "no such file")
+    check_refusal(run("slides/*.svs"), 1, "slides/*.svs", "no file matches")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [("no_card.onnx", "--card"), ("bad_card.onnx", "spacing_um_px"), ("missing.onnx", "no such model file")],
+)
+def test_a_bad_model_ends_in_one_line(run, small_slide: Path, tmp_path: Path, model: str, said: str) -> None:
+    check_refusal(run(small_slide, "-o", "out", model=model), 1, model, said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_provider_that_is_not_here_ends_in_one_line(run, small_slide: Path, tmp_path: Path) -> None:
+    from onnxruntime import get_available_providers
+
+    if "CUDAExecutionProvider" in get_available_providers():
+        pytest.skip("this onnxruntime offers CUDA")
+    check_refusal(run(small_slide, "--provider", "cuda"), 1, "cuda", "histoseg[gpu]")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "no slide given"),
+        (["SLIDE", "--provider", "abacus"], "'abacus' is no provider"),
+        (["SLIDE", "--blend", "median"], "median"),
+        (["SLIDE", "--mpp", "0"], "--mpp"),
+        (["SLIDE", "--batch", "0"], "--batch"),
+        (["SLIDE", "--threshold", "1"], "--threshold"),
+        (["SLIDE", "--overlap", "64"], "expected 0"),
+        (["SLIDE", "--nonsense"], "--nonsense"),
+        (["a/one.svs", "b/one.tif"], "would both write to the folder 'one'"),
+        (["a.svs", "b.svs", "--truth", "mask.png"], "--truth is the mask of one slide"),
+        (["SLIDE", "--demo"], "--demo"),
+    ],
+    ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",
+)
+def test_usage_errors_exit_2(run, small_slide: Path, tmp_path: Path, arguments: list[str], said: str) -> None:
+    finished = run(*[str(small_slide) if word == "SLIDE" else word for word in arguments])
+    check_refusal(finished, 2, said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_threshold_is_for_two_classes(run, small_slide: Path) -> None:
+    check_refusal(run(small_slide, "--threshold", "0.5", model="constant.onnx"), 2, "3 classes")
+
+
+def test_a_demo_into_a_file_ends_in_one_line(run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    check_refusal(run("--demo", "-o", "file"), 1, "file")
+
+
+def test_an_out_that_cannot_be_made_ends_in_one_line(run, small_slide: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    check_refusal(run(small_slide, "-o", "file"), 1, "file")
+    check_refusal(run(small_slide, "-o", "/proc/nowhere"), 1, "/proc/nowhere")
+
+
+@pytest.fixture
+def long_run(models: Path, tmp_path: Path, start_command: Callable) -> subprocess.Popen[str]:
+    """A run of thousands of tiles that has begun to write."""
+    rgb = np.random.default_rng(0).integers(0, 256, (5000, 5000, 3), dtype=np.uint8)
+    write_pyramid(tmp_path / "long.tif", rgb, 0.5)
+    command = start_command(
+        "histoseg-run", "long.tif", "-o", "out", "-m", models / "unet.onnx", "--no-tissue", "--batch", "1"
+    )
+    process = subprocess.Popen(command, cwd=tmp_path, text=True, stderr=subprocess.PIPE)
+    while not (tmp_path / "out" / ".long.part").exists():
+        assert process.poll() is None, "the run ended before it began to write"
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_cleanly(
+    long_run: subprocess.Popen[str], tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    long_run.send_signal(number)
+    _, stderr = long_run.communicate(timeout=60)
+    assert long_run.returncode == code, stderr
+    assert "Traceback" not in stderr
+    assert len(stderr.split("\n")) <= 3  # click breaks the line that ^C stands on
+    assert stderr.split() in (["histoseg-run:", "terminated"], ["histoseg-run:", "interrupted"])
+    assert [path.name for path in tmp_path.iterdir()] == ["long.tif"]
+
+
+def test_help_names_the_outputs_and_examples(run_command: Callable) -> None:
+    finished = run_command("histoseg-run", "--help")
+    assert finished.returncode == 0
+    for word in (
+        "labels.tif",
+        "overlay.png",
+        "report.json",
+        "--demo",
+        "--provider",
+        "Examples",
+        "Research use",
+    ):
+        assert word in finished.stdout
+
+
+def test_the_version_is_the_packages(run_command: Callable) -> None:
+    import histoseg
+
+    assert histoseg.__version__ in run_command("histoseg-run", "--version").stdout
+
+
+def test_a_closed_pipe_is_no_failure(
+    start_command: Callable, small_slide: Path, models: Path, tmp_path: Path
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = start_command(
+        "histoseg-run", small_slide, "-m", models / "threshold.onnx", "-o", tmp_path / "out"
+    )
+    finished = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert "Traceback" not in finished.stderr
+    assert (tmp_path / "out" / "small" / "labels.tif").is_file()
+
+
+# slides from paths and globs
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_globs_expand_in_order_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "b.svs", "a.svs", "c.tif", "deep/er/d.svs")
+    monkeypatch.chdir(tmp_path)
+    assert expand_slides(("*.svs", "c.tif", "a.svs")) == [Path("a.svs"), Path("b.svs"), Path("c.tif")]
+    assert expand_slides(("**/d.svs",)) == [Path("deep/er/d.svs")]
+
+
+def test_a_name_with_brackets_is_a_file_before_it_is_a_glob(tmp_path: Path) -> None:
+    touch(tmp_path, "slide[1].svs", "slide1.svs")
+    assert expand_slides((str(tmp_path / "slide[1].svs"),)) == [tmp_path / "slide[1].svs"]
+
+
+def test_one_slide_by_two_spellings_is_one_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.svs")
+    monkeypatch.chdir(tmp_path)
+    assert len(expand_slides(("a.svs", "./a.svs"))) == 1
+
+
+def test_clashing_and_missing_names_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(click.UsageError, match="both write"):
+        expand_slides(("x/a.svs", "y/a.tif"))
+    with pytest.raises(click.UsageError, match="no slide"):
+        expand_slides(())
+    with pytest.raises(SlideError, match="no file matches"):
+        expand_slides((str(tmp_path / "*.svs"),))

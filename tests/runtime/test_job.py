@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import openslide
+import pytest
+import tifffile
+
+import histoseg
+from histoseg.demo import write_pyramid
+from histoseg.errors import OutputError, SlideError, SpacingError, TruthError
+from histoseg.job import RunOptions, segment_slide
+
+ALL = RunOptions(tissue=False)
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def read_labels(folder: Path) -> np.ndarray:
+    return tifffile.imread(folder / "labels.tif")
+
+
+def expect_labels(slide_path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the labels of threshold.onnx from OpenSlide's pixels, and where rounding cannot matter."""
+    with openslide.OpenSlide(str(slide_path)) as slide:
+        rgb = np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
+    mean = rgb.mean(axis=-1) / 255
+    return (mean < 0.6).astype(np.uint8), np.abs(mean - 0.6) > 1e-4
+
+
+@pytest.mark.parametrize("blend", [None, "crop", "gaussian", "constant"])
+def test_labels_are_the_models_over_the_whole_slide(
+    open_model, small_slide: Path, tmp_path: Path, blend: str | None
+) -> None:
+    segment_slide(small_slide, open_model("threshold"), tmp_path, RunOptions(tissue=False, blend=blend))
+    labels, (expected, certain) = read_labels(tmp_path / "small"), expect_labels(small_slide)
+    assert labels.shape == (620, 700)
+    assert 0.05 < expected.mean() < 0.95
+    np.testing.assert_array_equal(labels[certain], expected[certain])
+
+
+def test_a_real_slide_end_to_end(open_model, real_svs: Path, tmp_path: Path) -> None:
+    report = segment_slide(real_svs, open_model("threshold"), tmp_path)
+    folder = tmp_path / "cmu-1-small-region"
+    labels, (expected, certain) = read_labels(folder), expect_labels(real_svs)
+    assert labels.shape == (2967, 2220)
+    ran = labels == expected
+    # what was skipped as glass is background; nothing else may differ
+    assert (labels[~ran & certain] == 0).all()
+    assert ran.mean() > 0.99
+    with openslide.OpenSlide(str(folder / "labels.tif")) as slide:
+        assert slide.dimensions == (2220, 2967)
+        assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(0.499, rel=1e-3)
+    assert report["tiles"]["run"] <= report["tiles"]["total"]
+    assert 0 < report["tissue"]["coverage"] <= 1
+
+
+def test_the_report_has_what_its_readers_look_for(open_model, small_slide: Path, tmp_path: Path) -> None:
+    truth = small_slide.with_name("truth.png")
+    returned = segment_slide(small_slide, open_model("threshold"), tmp_path, truth=truth)
+    folder = tmp_path / "small"
+    assert sorted(path.name for path in folder.iterdir()) == ["labels.tif", "overlay.png", "report.json"]
+    report = json.loads((folder / "report.json").read_text())
+    assert report == returned
+    assert report["histoseg"] == histoseg.__version__
+    assert report["model"]["name"] == "threshold.onnx"
+    assert report["model"]["sha256"] == open_model("threshold").sha256
+    assert report["provider"] == "cpu"
+    assert report["slide"]["path"] == str(small_slide)
+    assert report["slide"]["size_px"] == [700, 620]
+    assert report["spacing_um_px"] == pytest.approx(0.5)
+    assert 0 < report["tiles"]["run"] <= report["tiles"]["total"]
+    seconds = report["seconds"]
+    assert set(seconds) == {"read", "infer", "blend", "write", "total"}
+    assert all(value >= 0 for value in seconds.values())
+    labels = read_labels(folder)
+    for index, entry in enumerate(report["classes"]):
+        assert set(entry) == {"name", "pixels", "area_mm2"}
+        assert entry["pixels"] == (labels == index).sum()
+        assert entry["area_mm2"] == pytest.approx(entry["pixels"] * 0.25e-6)
+    assert [entry["name"] for entry in report["classes"]] == ["background", "nucleus"]
+
+
+def test_the_score_is_that_of_the_labels_written(open_model, small_slide: Path, tmp_path: Path) -> None:
+    path = small_slide.with_name("truth.png")
+    score = segment_slide(small_slide, open_model("threshold"), tmp_path, truth=path)["score"]
+    labels, truth = read_labels(tmp_path / "small"), cv2.imread(str(path), cv2.IMREAD_UNCHANGED) > 127
+    confusion = [[int(((truth == t) & (labels == p)).sum()) for p in (0, 1)] for t in (0, 1)]
+    assert score["confusion"] == confusion
+    assert score["accuracy"] == pytest.approx((truth == labels).mean())
+    for index, entry in enumerate(score["classes"]):
+        assert set(entry) == {"name", "dice", "iou", "precision", "recall"}
+        hit = confusion[index][index]
+        size = sum(confusion[index]) + confusion[0][index] + confusion[1][index]
+        assert entry["dice"] == pytest.approx(2 * hit / size)
+    assert score["mean_dice"] == pytest.approx(np.mean([entry["dice"] for entry in score["classes"]]))
+
+
+def test_without_a_truth_there_is_no_score(open_model, small_slide: Path, tmp_path: Path) -> None:
+    assert "score" not in segment_slide(small_slide, open_model("threshold"), tmp_path)
+
+
+def test_labels_written_before_are_a_perfect_truth(open_model, small_slide: Path, tmp_path: Path) -> None:
+    """labels.tif holds class indices under a palette: as a truth it is what it is, not its colours."""
+    session = open_model("threshold")
+    segment_slide(small_slide, session, tmp_path / "first", ALL)
+    truth = tmp_path / "first" / "small" / "labels.tif"
+    score = segment_slide(small_slide, session, tmp_path / "second", ALL, truth=truth)["score"]
+    assert score["mean_dice"] == 1
+    assert score["accuracy"] == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ALL,
+        RunOptions(tissue=False, batch_size=7, readers=1),
+        RunOptions(tissue=False, batch_size=1, readers=6),
+    ],
+)
+def test_a_rerun_gives_the_same_bytes(
+    open_model, small_slide: Path, tmp_path: Path, options: RunOptions
+) -> None:
+    session = open_model("unet")
+    segment_slide(small_slide, session, tmp_path, ALL)
+    first = (tmp_path / "small" / "labels.tif").read_bytes()
+    segment_slide(small_slide, session, tmp_path, options)
+    assert (tmp_path / "small" / "labels.tif").read_bytes() == first
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+def test_a_model_of_fixed_batch_runs_whatever_batch_is_asked_for(
+    open_model, small_slide: Path, tmp_path: Path
+) -> None:
+    report = segment_slide(
+        small_slide, open_model("nchw_float_logits"), tmp_path, RunOptions(tissue=False, batch_size=4)
+    )
+    assert report["tiles"]["batch_size"] == 1
+
+
+def test_a_threshold_decides(open_model, small_slide: Path, tmp_path: Path) -> None:
+    pixels = []
+    for threshold in (0.01, 0.5, 0.99):
+        options = RunOptions(tissue=False, threshold=threshold)
+        report = segment_slide(small_slide, open_model("threshold"), tmp_path, options)
+        pixels.append(report["classes"][1]["pixels"])
+    assert pixels[0] > pixels[1] > pixels[2] > 0
+
+
+def test_progress_reaches_the_total(open_model, small_slide: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    report = segment_slide(
+        small_slide,
+        open_model("threshold"),
+        tmp_path,
+        on_tiles=lambda done, total: seen.append((done, total)),
+    )
+    assert seen[-1] == (report["tiles"]["run"], report["tiles"]["run"])
+
+
+def test_glass_alone_runs_no_tile_and_is_all_background(open_model, tmp_path: Path) -> None:
+    write_pyramid(tmp_path / "glass.tif", np.full((400, 500, 3), 245, np.uint8), 0.5)
+    report = segment_slide(tmp_path / "glass.tif", open_model("constant"), tmp_path / "out")
+    assert report["tiles"]["run"] == 0
+    assert report["tissue"]["coverage"] == 0
+    assert not read_labels(tmp_path / "out" / "glass").any()
+
+
+@pytest.mark.parametrize("name", ["small_la.tiff", "small.svs", "sm_image.dcm"])
+def test_slides_smaller_than_a_tile_run(open_model, shared_data: Path, tmp_path: Path, name: str) -> None:
+    path = shared_data / "slides" / name
+    options = RunOptions(mpp=0.5, tissue=False)
+    report = segment_slide(path, open_model("unet"), tmp_path, options)
+    width, height = report["size_px"]
+    assert read_labels(tmp_path / path.stem).shape == (height, width)
+    assert sum(entry["pixels"] for entry in report["classes"]) == width * height
+
+
+def test_a_real_pyramid_runs_from_a_lower_level(open_model, shared_data: Path, tmp_path: Path) -> None:
+    path = shared_data / "slides" / "yb10kx5k.zstd.tiff"
+    report = segment_slide(path, open_model("threshold"), tmp_path, RunOptions(mpp=0.0625, tissue=False))
+    assert report["slide"]["level"] == 3
+    assert report["size_px"] == [1250, 625]
+
+
+# whole or not at all
+
+
+def test_the_folder_appears_only_when_all_is_in_it(open_model, small_slide: Path, tmp_path: Path) -> None:
+    seen = []
+    segment_slide(
+        small_slide,
+        open_model("threshold"),
+        tmp_path / "a" / "b",
+        on_tiles=lambda done, total: seen.append((tmp_path / "a" / "b" / "small").exists()),
+    )
+    assert seen
+    assert not any(seen)
+    assert len(list((tmp_path / "a" / "b" / "small").iterdir())) == 3
+
+
+class StopError(Exception):
+    pass
+
+
+def stop(done: int, total: int) -> None:
+    raise StopError
+
+
+def test_a_run_that_fails_leaves_nothing_behind(open_model, small_slide: Path, tmp_path: Path) -> None:
+    with pytest.raises(StopError):
+        segment_slide(small_slide, open_model("threshold"), tmp_path / "new" / "deep", on_tiles=stop)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(StopError):
+        segment_slide(small_slide, open_model("threshold"), tmp_path / "mine", on_tiles=stop)
+    assert tree(tmp_path) == {"mine": None}
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("histoseg-")]
+
+
+def test_a_rerun_that_fails_keeps_the_results_there_were(
+    open_model, small_slide: Path, tmp_path: Path
+) -> None:
+    segment_slide(small_slide, open_model("threshold"), tmp_path)
+    before = tree(tmp_path)
+    with pytest.raises(StopError):
+        segment_slide(small_slide, open_model("threshold"), tmp_path, on_tiles=stop)
+    assert tree(tmp_path) == before
+
+
+def tear(path: Path) -> None:
+    """Overwrite the last JPEG tiles of level 0."""
+    with tifffile.TiffFile(path) as tif:
+        page = tif.pages[0]
+        places = list(zip(page.dataoffsets, page.databytecounts, strict=True))[-2:]
+    data = bytearray(path.read_bytes())
+    for offset, length in places:
+        data[offset : offset + length] = bytes(length)
+    path.write_bytes(data)
+
+
+def test_a_slide_damaged_inside_is_refused_and_leaves_nothing(
+    open_model, small_slide: Path, tmp_path: Path
+) -> None:
+    torn = tmp_path / "torn.tif"
+    torn.write_bytes(small_slide.read_bytes())
+    tear(torn)
+    with pytest.raises(SlideError, match=r"torn\.tif.*damaged"):
+        segment_slide(torn, open_model("threshold"), tmp_path / "out", ALL)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["empty folder", "folder", "file"])
+def test_what_is_not_ours_is_refused_untouched(
+    open_model, small_slide: Path, tmp_path: Path, kind: str
+) -> None:
+    place = tmp_path / "small"
+    if kind == "file":
+        place.write_text("mine")
+    else:
+        place.mkdir()
+        if kind == "folder":
+            (place / "thesis.txt").write_text("mine")
+    before = tree(tmp_path)
+    with pytest.raises(OutputError, match="small"):
+        segment_slide(small_slide, open_model("threshold"), tmp_path)
+    assert tree(tmp_path) == before
+
+
+def test_an_out_that_is_a_file_is_refused(open_model, small_slide: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError):
+        segment_slide(small_slide, open_model("threshold"), tmp_path / "file")
+    assert tree(tmp_path) == {"file": b"mine"}
+
+
+def test_remains_of_a_killed_run_do_not_disturb(open_model, small_slide: Path, tmp_path: Path) -> None:
+    (tmp_path / ".small.part").mkdir()
+    (tmp_path / ".small.part" / "labels.tif").write_text("half")
+    segment_slide(small_slide, open_model("threshold"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+def test_bad_input_is_refused_before_anything_is_written(
+    open_model, small_slide: Path, shared_data: Path, tmp_path: Path
+) -> None:
+    session, out = open_model("threshold"), tmp_path / "out"
+    wrong = tmp_path / "wrong.png"
+    assert cv2.imwrite(str(wrong), np.zeros((10, 70), np.uint8))
+    with pytest.raises(TruthError):
+        segment_slide(small_slide, session, out, truth=wrong)
+    with pytest.raises(SpacingError):
+        segment_slide(shared_data / "slides" / "camelyon-jpeg.dcm", session, out)
+    with pytest.raises(SlideError):
+        segment_slide(shared_data / "bad_slides" / "untiled.tif", session, out)
+    assert not out.exists()
+
+
+def test_a_truth_with_a_strange_value_stops_the_run_and_leaves_nothing(
+    open_model, small_slide: Path, tmp_path: Path
+) -> None:
+    truth = cv2.imread(str(small_slide.with_name("truth.png")), cv2.IMREAD_UNCHANGED)
+    truth[500, 500] = 77
+    assert cv2.imwrite(str(tmp_path / "truth.png"), truth)
+    with pytest.raises(TruthError, match="77"):
+        segment_slide(small_slide, open_model("threshold"), tmp_path / "out", truth=tmp_path / "truth.png")
+    assert not (tmp_path / "out").exists()
+
+
+def test_public_names_do_the_same(models: Path, small_slide: Path, tmp_path: Path) -> None:
+    session: Callable = histoseg.open_session
+    with session(models / "threshold.onnx") as opened:
+        report = histoseg.segment_slide(str(small_slide), opened, str(tmp_path), histoseg.RunOptions())
+    assert (tmp_path / "small" / "report.json").is_file()
+    assert report["classes"][1]["pixels"] > 0

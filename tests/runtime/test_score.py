@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from histoseg.score import Confusion, score_confusion
+
+CLASSES = 4
+NAMES = ("background", "stroma", "tumour", "necrosis")
+labels = hnp.arrays(
+    np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.integers(0, CLASSES - 1)
+)
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    truth = draw(labels)
+    return truth, draw(
+        hnp.arrays(np.uint8, truth.shape, elements=st.integers(0, draw(st.integers(0, CLASSES - 1))))
+    )
+
+
+def slow_scores(truth: np.ndarray, prediction: np.ndarray, index: int) -> dict[str, float | None]:
+    """Count one class pixel by pixel."""
+    tp = fp = fn = 0
+    for t, p in zip(truth.ravel().tolist(), prediction.ravel().tolist(), strict=True):
+        tp += t == p == index
+        fp += p == index != t
+        fn += t == index != p
+
+    def ratio(part: int, whole: int) -> float | None:
+        return part / whole if whole else None
+
+    return {
+        "dice": ratio(2 * tp, 2 * tp + fp + fn),
+        "iou": ratio(tp, tp + fp + fn),
+        "precision": ratio(tp, tp + fp),
+        "recall": ratio(tp, tp + fn),
+    }
+
+
+@given(pairs())
+def test_scores_equal_a_slow_reference(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    truth, prediction = pair
+    confusion = Confusion(CLASSES)
+    confusion.add(truth, prediction)
+    score = score_confusion(confusion.counts, NAMES)
+    dices = []
+    for index, entry in enumerate(score["classes"]):
+        expected = slow_scores(truth, prediction, index)
+        assert entry["name"] == NAMES[index]
+        for key, value in expected.items():
+            assert entry[key] == (None if value is None else pytest.approx(value))
+        if expected["dice"] is not None:
+            dices.append(expected["dice"])
+    assert score["mean_dice"] == pytest.approx(sum(dices) / len(dices))
+    assert score["accuracy"] == pytest.approx((truth == prediction).mean())
+    assert sum(map(sum, score["confusion"])) == truth.size
+    json.dumps(score, allow_nan=False)
+
+
+@given(pairs(), st.integers(1, 5))
+def test_counting_by_bands_equals_counting_at_once(pair: tuple[np.ndarray, np.ndarray], rows: int) -> None:
+    truth, prediction = pair
+    whole, bands = Confusion(CLASSES), Confusion(CLASSES)
+    whole.add(truth, prediction)
+    for top in range(0, len(truth), rows):
+        bands.add(truth[top : top + rows], prediction[top : top + rows])
+    np.testing.assert_array_equal(whole.counts, bands.counts)
+
+
+def test_rows_are_truth_and_columns_prediction() -> None:
+    confusion = Confusion(2)
+    confusion.add(np.array([[0, 0, 0, 1]], np.uint8), np.array([[1, 1, 0, 1]], np.uint8))
+    np.testing.assert_array_equal(confusion.counts, [[1, 2], [0, 1]])
+
+
+def test_an_absent_class_is_null_and_not_part_of_the_mean() -> None:
+    confusion = Confusion(3)
+    confusion.add(np.array([[0, 1]], np.uint8), np.array([[0, 0]], np.uint8))
+    score = score_confusion(confusion.counts, NAMES[:3])
+    absent = score["classes"][2]
+    assert [absent[key] for key in ("dice", "iou", "precision", "recall")] == [None] * 4
+    missed = score["classes"][1]
+    assert (missed["dice"], missed["iou"], missed["precision"], missed["recall"]) == (0, 0, None, 0)
+    assert score["mean_dice"] == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_nothing_counted_gives_null_everywhere() -> None:
+    score = score_confusion(Confusion(2).counts, NAMES[:2])
+    assert score["mean_dice"] is None
+    assert score["accuracy"] is None
+
+
+def test_a_label_counts_above_255_pairs() -> None:
+    """255 classes: truth * classes + prediction does not fit a byte."""
+    confusion = Confusion(255)
+    confusion.add(np.array([[254]], np.uint8), np.array([[253]], np.uint8))
+    assert confusion.counts[254, 253] == 1
+    assert confusion.counts.sum() == 1
