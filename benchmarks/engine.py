@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from histoseg.blend import label_band
 from histoseg.demo import write_demo_slide
 from histoseg.engine import Plan, choose_batch_size, iter_bands
-from histoseg.blend import label_band
 from histoseg.grid import plan_grid
 from histoseg.models import default_model
 from histoseg.outputs.labels import LabelPyramid
@@ -40,10 +40,13 @@ def make_plan(slide: ScaledSlide, session: Session) -> Plan:
     )
     tissue = find_tissue(slide.slide)
     tiles = tuple(tile for tile in grid.iter_tiles() if tissue.touches(tile, grid))
-    return Plan(grid, tiles, card.tiling.blend, choose_batch_size(session, grid.tile_size), min(4, count_cpus()))
+    batch_size = choose_batch_size(session, grid.tile_size)
+    return Plan(grid, tiles, card.tiling.blend, batch_size, min(4, count_cpus()))
 
 
-def run_whole(slide: ScaledSlide, session: Session, plan: Plan, folder: Path) -> tuple[float, dict[str, float]]:
+def run_whole(
+    slide: ScaledSlide, session: Session, plan: Plan, folder: Path
+) -> tuple[float, dict[str, float]]:
     card, clock, begin = session.card, Stopwatch(), time.perf_counter()
     pyramid = LabelPyramid(folder / "labels.tif", slide.m_size, slide.scale.spacing_um_px, card.class_colors)
     for band in iter_bands(slide, session, plan, clock=clock):
@@ -100,7 +103,9 @@ def measure(slide_path: Path, model: Path, folder: Path, rounds: int) -> dict[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, default=default_model())
     parser.add_argument("--slide", type=Path, help="a slide with um/px [default: the demo slide]")
     parser.add_argument("--rounds", type=int, default=5)

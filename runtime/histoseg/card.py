@@ -100,7 +100,8 @@ class ModelCard:
     background_index: int = 0
     spacing_tolerance: float = 0.05
     transform: tuple[TransformStep, ...] = ()
-    providers: tuple[str, ...] = ("cpu", "cuda")
+    providers: tuple[str, ...] = ("cpu", "cuda", "openvino", "tensorrt")
+    """Those that suit the precision; the runtime refuses its other ones."""
     parity: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -143,6 +144,12 @@ def load_card(path: Path) -> ModelCard:
         raise CardError(f"{path}: cannot read the model card ({error})") from error
     except CardError as error:
         raise CardError(f"{path}: {error}") from error
+
+
+def parse_color(text: str) -> tuple[int, int, int]:
+    """Return red, green and blue of `#rrggbb`, 0 to 255."""
+    red, green, blue = bytes.fromhex(text.removeprefix("#"))
+    return red, green, blue
 
 
 def _require(ok: bool, name: str, found: object, expected: str) -> None:

@@ -6,11 +6,12 @@ import glob
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 import histoseg
+from histoseg.card import Blend
 from histoseg.command import run_command
 from histoseg.errors import HistosegError, OutputError, SlideError
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from histoseg.job import RunOptions
     from histoseg.session import Session
 
-BLENDS = ("cosine", "crop", "gaussian", "constant")
 EXAMPLES = """\b
 Examples:
   histoseg-run --demo
@@ -52,7 +52,7 @@ def _check_provider(context: click.Context, parameter: click.Parameter, value: s
 @click.option("--truth", type=click.Path(path_type=Path), help="Mask of the slide: reports Dice against it.")
 @click.option("--mpp", type=click.FloatRange(min=0, min_open=True), help="um/px of the slide, over its own.")
 @click.option("--allow-coarse", is_flag=True, help="Enlarge a slide that is too coarse for the model.")
-@click.option("--blend", type=click.Choice(BLENDS), help="How tiles join.  [default: the model's]")
+@click.option("--blend", type=click.Choice(get_args(Blend)), help="How tiles join.  [default: the model's]")
 @click.option(
     "--overlap", type=click.IntRange(min=0), help="Pixels that tiles share.  [default: the model's]"
 )
@@ -129,6 +129,10 @@ def _read_options(options: dict[str, Any], session: Session) -> RunOptions:
             f"{side - tiling.stride_multiple}",
             param_hint="--overlap",
         )
+    if options["batch"] and session.batch_size not in (None, options["batch"]):
+        raise click.BadParameter(
+            f"the model takes batches of {session.batch_size} only", param_hint="--batch"
+        )
     if options["threshold"] is not None and len(session.card.class_names) != 2:
         raise click.BadParameter(
             f"the model has {len(session.card.class_names)} classes, expected 2", param_hint="--threshold"
@@ -153,7 +157,7 @@ def _run_all(slides: list[Path], session: Session, out: Path, options: dict[str,
         try:
             with _progress(path.name) as on_tiles:
                 report = segment_slide(path, session, out, chosen, truth=options["truth"], on_tiles=on_tiles)
-        except HistosegError as error:
+        except (HistosegError, OSError, MemoryError) as error:  # one bad slide never stops the others
             failed += 1
             click.echo(f"histoseg-run: error: {error}", err=True)
         else:
@@ -164,8 +168,8 @@ def _run_all(slides: list[Path], session: Session, out: Path, options: dict[str,
 def _run_demo(options: dict[str, Any]) -> int:
     from histoseg.demo import write_demo_slide
 
-    if options["slides"]:
-        raise click.UsageError("--demo draws its own slide, but a SLIDE was given")
+    if options["slides"] or options["truth"]:
+        raise click.UsageError("--demo draws its own slide and truth, but a SLIDE or --truth was given")
     out = options["out"] or Path("histoseg-demo")
     try:
         out.mkdir(parents=True, exist_ok=True)

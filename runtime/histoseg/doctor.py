@@ -68,9 +68,9 @@ def _check_providers() -> bool:
 def _try_providers() -> Iterator[tuple[str, str | None]]:
     """Yield each provider with `None` when it ran the default model, or the reason why it did not."""
     from histoseg.models import default_model
-    from histoseg.session import PROVIDERS, choose_provider, open_session
+    from histoseg.session import PROVIDERS, choose_providers, open_session
 
-    choose_provider("auto")  # raises when onnxruntime itself is missing or doubled
+    choose_providers("auto")  # raises when onnxruntime itself is missing or doubled
     for name in PROVIDERS:
         try:
             with open_session(default_model(), provider=name) as session:

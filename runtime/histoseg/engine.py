@@ -61,7 +61,8 @@ def iter_bands(
         session: The model; it may be shared with other runs.
         plan: Which tiles run and how they blend.
         clock: Gets the seconds of `read`, `infer` and `blend`.
-        on_tiles: Called with tiles done and tiles to do after each batch, in the caller's thread.
+        on_tiles: Called with tiles done and tiles to do, at the start and after each batch, by the caller's
+            thread.
 
     Yields:
         Bands that cover every row of the slide exactly once.
@@ -73,6 +74,8 @@ def iter_bands(
     clock = clock or Stopwatch()
     accumulator = BandAccumulator(plan.grid, len(session.card.class_names), plan.blend)
     row = 0
+    if on_tiles:
+        on_tiles(0, len(plan.tiles))
     with (
         ThreadPoolExecutor(plan.readers, "histoseg-read") as readers,
         ThreadPoolExecutor(1, "histoseg-infer") as runner,

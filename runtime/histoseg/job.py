@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from histoseg.outputs.labels import LabelPyramid
 from histoseg.outputs.overlay import Overlay
 from histoseg.score import TruthScore
 from histoseg.session import Session, count_cpus
-from histoseg.slide import FileSlide, ScaledSlide, open_slide, plan_scale
+from histoseg.slide import FileSlide, ScaledSlide, Slide, open_slide, plan_scale
 from histoseg.timing import Stopwatch
 from histoseg.tissue import TissueMask, find_tissue
 from histoseg.truth import TruthMask
@@ -49,7 +49,7 @@ class RunOptions:
 
 
 def segment_slide(
-    slide_path: str | Path,
+    slide: str | Path | Slide,
     session: Session,
     out: str | Path,
     options: RunOptions | None = None,
@@ -60,12 +60,15 @@ def segment_slide(
     """Segment one slide into `out/<name>/` and return its report.
 
     Args:
-        slide_path: Any slide that OpenSlide reads.
+        slide: A file that OpenSlide reads, or an open slide, such as an `ArraySlide`.
         session: The model.
         out: Folder for results; it is made when it is missing.
         options: See `RunOptions`; what the model's card says when `None`.
         truth: A mask to score against.
         on_tiles: Called with tiles done and tiles to do.
+
+    Returns:
+        What `report.json` holds.
 
     Raises:
         SlideError: The slide cannot be opened or read, or has the wrong um/px.
@@ -74,24 +77,47 @@ def segment_slide(
         OutputError: The results cannot be written.
     """
     clock, options = Stopwatch(), options or RunOptions()
-    with open_slide(slide_path) as slide:
-        scaled = _scale(slide, session, options)
+    with ExitStack() as stack:
+        opened: Slide = stack.enter_context(open_slide(slide)) if isinstance(slide, str | Path) else slide
+        scaled = _scale(opened, session, options)
         grid = _lay_grid(scaled, session, options)
-        mask = _open_truth(truth, scaled, session) if truth else None
-        tissue, plan = _plan(slide, grid, session, options)
-        with _output_folder(Path(out) / slide.name) as folder:
-            counts = ClassCounts(session.card.class_names)
-            score = TruthScore(mask, session.card.class_names) if mask else None
-            sinks = [*_open_sinks(scaled, folder, session.card), counts, *([score] if score else [])]
-            bands = iter_bands(scaled, session, plan, clock=clock, on_tiles=on_tiles)
-            _feed(bands, sinks, session.card, options.threshold, clock)
-            report = _describe(slide, scaled, session, plan, tissue)
-            report["seconds"] = clock.report(STAGES)
-            report["classes"] = counts.report(scaled.scale.spacing_um_px)
-            if score is not None:
-                report["score"] = score.report()
-            (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        mask = stack.enter_context(_open_truth(truth, scaled, session)) if truth else None
+        tissue, plan = _plan(opened, grid, session, options)
+        folder = stack.enter_context(_output_folder(Path(out) / opened.name))
+        report = _describe(scaled, session, plan, tissue)
+        bands = iter_bands(scaled, session, plan, clock=clock, on_tiles=on_tiles)
+        report |= _write(bands, scaled, folder, session.card, mask, options.threshold, clock)
+        (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def _write(
+    bands: Iterator[Band],
+    slide: ScaledSlide,
+    folder: Path,
+    card: ModelCard,
+    mask: TruthMask | None,
+    threshold: float | None,
+    clock: Stopwatch,
+) -> dict[str, Any]:
+    """Label finished bands, hand them to every output, and return what the report says of them."""
+    threshold = card.output.threshold if threshold is None else threshold
+    spacing, background = slide.scale.spacing_um_px, card.background_index
+    counts = ClassCounts(card.class_names)
+    score = TruthScore(mask, card.class_names) if mask else None
+    overlay = Overlay(folder / "overlay.png", slide.slide, slide.m_size, card.class_colors, background)
+    with LabelPyramid(folder / "labels.tif", slide.m_size, spacing, card.class_colors) as pyramid:
+        sinks: list[LabelSink] = [pyramid, overlay, counts, *([score] if score else [])]
+        for band in bands:
+            with clock.time("write"):
+                labels = label_band(band, background=background, threshold=threshold)
+                for sink in sinks:
+                    sink.add(band.m_y, labels)
+        with clock.time("write"):
+            for sink in sinks:
+                sink.close()
+    scores = {"score": score.report()} if score else {}
+    return {"seconds": clock.report(STAGES), "classes": counts.report(spacing), **scores}
 
 
 def _open_truth(path: str | Path, slide: ScaledSlide, session: Session) -> TruthMask:
@@ -99,7 +125,7 @@ def _open_truth(path: str | Path, slide: ScaledSlide, session: Session) -> Truth
     return TruthMask(Path(path), slide.m_size, classes, l0_size)
 
 
-def _scale(slide: FileSlide, session: Session, options: RunOptions) -> ScaledSlide:
+def _scale(slide: Slide, session: Session, options: RunOptions) -> ScaledSlide:
     card = session.card
     scale = plan_scale(
         slide,
@@ -123,9 +149,7 @@ def _lay_grid(slide: ScaledSlide, session: Session, options: RunOptions) -> Grid
     )
 
 
-def _plan(
-    slide: FileSlide, grid: Grid, session: Session, options: RunOptions
-) -> tuple[TissueMask | None, Plan]:
+def _plan(slide: Slide, grid: Grid, session: Session, options: RunOptions) -> tuple[TissueMask | None, Plan]:
     tissue = find_tissue(slide) if options.tissue else None
     tiles = tuple(tile for tile in grid.iter_tiles() if tissue is None or tissue.touches(tile, grid))
     plan = Plan(
@@ -138,32 +162,8 @@ def _plan(
     return tissue, plan
 
 
-def _open_sinks(slide: ScaledSlide, folder: Path, card: ModelCard) -> list[LabelSink]:
-    return [
-        LabelPyramid(folder / "labels.tif", slide.m_size, slide.scale.spacing_um_px, card.class_colors),
-        Overlay(folder / "overlay.png", slide.slide, slide.m_size, card.class_colors, card.background_index),
-    ]
-
-
-def _feed(
-    bands: Iterator[Band], sinks: list[LabelSink], card: ModelCard, threshold: float | None, clock: Stopwatch
-) -> None:
-    """Label finished bands and hand them to every sink, then close the sinks."""
-    threshold = card.output.threshold if threshold is None else threshold
-    for band in bands:
-        with clock.time("write"):
-            labels = label_band(band, background=card.background_index, threshold=threshold)
-            for sink in sinks:
-                sink.add(band.m_y, labels)
-    with clock.time("write"):
-        for sink in sinks:
-            sink.close()
-
-
-def _describe(
-    slide: FileSlide, scaled: ScaledSlide, session: Session, plan: Plan, tissue: TissueMask | None
-) -> dict[str, Any]:
-    card, scale, grid = session.card, scaled.scale, plan.grid
+def _describe(scaled: ScaledSlide, session: Session, plan: Plan, tissue: TissueMask | None) -> dict[str, Any]:
+    card, slide, scale, grid = session.card, scaled.slide, scaled.scale, plan.grid
     return {
         "histoseg": histoseg.__version__,
         "model": {
@@ -176,7 +176,7 @@ def _describe(
         },
         "provider": session.provider,
         "slide": {
-            "path": str(slide.path),
+            "path": str(slide.path) if isinstance(slide, FileSlide) else slide.name,
             "size_px": list(slide.level_sizes[0]),
             "spacing_um_px": list(slide.spacing_um_px) if slide.spacing_um_px else None,
             "level": scale.level,
@@ -204,13 +204,15 @@ def _output_folder(final: Path) -> Iterator[Path]:
         raise OutputError(
             f"{final} exists and holds no histoseg result, expected a free name; choose another -o"
         )
-    part = final.with_name(f".{final.name}.part")
+    part, old = final.with_name(f".{final.name}.part"), final.with_name(f".{final.name}.old")
+    if old.exists() and not final.exists():
+        old.rename(final)  # a run was killed between the two renames of `_replace_folder`
     made = _missing_parents(final)
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
-        _replace_folder(part, final)
+        _replace_folder(part, final, old)
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
         for folder in made:
@@ -223,8 +225,7 @@ def _output_folder(final: Path) -> Iterator[Path]:
         raise
 
 
-def _replace_folder(part: Path, final: Path) -> None:
-    old = final.with_name(f".{final.name}.old")
+def _replace_folder(part: Path, final: Path, old: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)

@@ -28,7 +28,8 @@ def from_json(cls: type[T], document: Any, where: str = "") -> T:
         CardError: A field is unknown, missing or of the wrong type; the message names it.
     """
     if not isinstance(document, dict):
-        raise CardError(f"{where or 'the card'} is {_kind(document)}, expected an object")
+        subject = f"field '{where}'" if where else "the model card"
+        raise CardError(f"{subject} is {_kind(document)}, expected an object")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in document:
         if name not in fields:

@@ -7,6 +7,7 @@ session, because its wheels are extras and slow to load.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from dataclasses import dataclass
 from importlib import metadata
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from histoseg.arrays import Floats, Pixels
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -112,41 +116,60 @@ def open_session(
 
     Args:
         model: An `.onnx` file, with its card inside or beside it (`model.json`).
-        provider: `auto`, a key of `PROVIDERS`, or a name that onnxruntime knows.
+        provider: `auto`, a key of `PROVIDERS`, or a name that onnxruntime knows. `auto` takes the first of
+            CUDA, OpenVINO and CPU that works here and suits the model's precision.
         card: A sidecar that describes the model instead.
         threads: Threads for the operators; all that this process may use when `None`.
 
     Raises:
         ModelError: The file is missing, no ONNX model, or has no card.
         CardError: The card is not valid, or does not fit the model.
-        ProviderError: The provider is not to be had here.
+        ProviderError: The provider is not to be had here, or does not suit the model.
     """
     model = Path(model)
     if not model.is_file():
         raise ModelError(f"{model}: no such model file")
-    chosen = choose_provider(provider)
-    session = _load(model, chosen, threads or count_cpus())
-    _check_placement(session, chosen)
-    found = _find_card(session, model, Path(card) if card else None)
-    _check_tensors(session, found, model)
-    return Session(session, model, found, chosen)
+    sidecar = Path(card) if card else None
+    candidates = choose_providers(provider)
+    for candidate in candidates:
+        try:
+            return _open_on(candidate, model, sidecar, threads or count_cpus())
+        except ProviderError as error:
+            if candidate == candidates[-1]:
+                raise
+            logger.warning("provider %s passed over: %s", candidate, error)
+    raise AssertionError("choose_providers returned nothing")
 
 
-def choose_provider(name: str) -> str:
-    """Resolve `auto` and check that onnxruntime offers the provider.
+def choose_providers(name: str) -> list[str]:
+    """Resolve a provider's name to those to try, best first: one, unless the name is `auto`.
 
     Raises:
         ProviderError: The installed onnxruntime does not offer it; the message names the repair.
     """
     available = _import_onnxruntime().get_available_providers()
     if name == "auto":
-        return next(key for key in AUTO_ORDER if PROVIDERS[key].ort_name in available)
-    ort_name = PROVIDERS[name].ort_name if name in PROVIDERS else name
+        return [key for key in AUTO_ORDER if PROVIDERS[key].ort_name in available]
+    key = next((key for key, known in PROVIDERS.items() if known.ort_name == name), name)
+    ort_name = PROVIDERS[key].ort_name if key in PROVIDERS else name
     if ort_name in available:
-        return name
+        return [key]
     raise ProviderError(
-        f"provider '{name}' is not in this onnxruntime, which offers {', '.join(available)}; {_repair(name)}"
+        f"provider '{name}' is not in this onnxruntime, which offers {', '.join(available)}; {_repair(key)}"
     )
+
+
+def _open_on(provider: str, model: Path, sidecar: Path | None, threads: int) -> Session:
+    session = _load(model, provider, threads)
+    _check_placement(session, provider)
+    card = _find_card(session, model, sidecar)
+    if provider in PROVIDERS and provider not in card.providers:
+        raise ProviderError(
+            f"{model}: a model in {card.precision} is not for provider '{provider}', "
+            f"expected one of {', '.join(card.providers)}; use that, or export another precision"
+        )
+    _check_tensors(session, card, model)
+    return Session(session, model, card, provider)
 
 
 def known_provider(name: str) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
+from histoseg.card import parse_color
 from histoseg.errors import SlideError, SpacingError
 
 if TYPE_CHECKING:
@@ -84,7 +85,9 @@ class FileSlide:
         self._downsamples = tuple(self._handle.level_downsamples)
         self.level_sizes = _read_level_sizes(self._handle)
         self.spacing_um_px = _read_spacing(properties)
-        self._background = _parse_color(properties.get("openslide.background-color", "ffffff"))
+        self._background = np.array(
+            parse_color(properties.get("openslide.background-color", "ffffff")), np.uint8
+        )
 
     def __enter__(self) -> Self:
         """Return the slide itself."""
@@ -389,7 +392,13 @@ def _explain_unreadable(path: Path, error: Exception) -> str:
     """Say in words why a file did not open as a slide."""
     if path.is_dir():
         return "is a folder, expected a slide file"
-    head = path.open("rb").read(64)
+    if not path.is_file():
+        return "is no regular file, expected a slide file"
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as unreadable:
+        return f"cannot be read ({unreadable.strerror}); check its permissions"
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not a slide: fetch the real file with `git lfs pull`"
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -423,7 +432,3 @@ def _read_spacing(properties: Any) -> tuple[float, float] | None:
     except (KeyError, ValueError):
         return None
     return (x, y) if x > 0 and y > 0 and math.isfinite(x + y) else None
-
-
-def _parse_color(text: str) -> Pixels:
-    return np.array([int(text[i : i + 2], 16) for i in (0, 2, 4)], np.uint8)

@@ -6,7 +6,8 @@ A TIFF is read row by row, so that a truth of slide size costs no memory; other 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
@@ -26,6 +27,8 @@ class _Rows(Protocol):
     size: Size
 
     def read(self, top: int, bottom: int) -> Labels: ...
+
+    def close(self) -> None: ...
 
 
 class TruthMask:
@@ -59,6 +62,16 @@ class TruthMask:
         self._columns = _nearest(width, m_size[0])
         self._lines = _nearest(height, m_size[1])
         self._meaning = _read_meaning(classes, lossy=path.suffix.lower() in (".jpg", ".jpeg"))
+
+    def __enter__(self) -> Self:
+        """Return the mask itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        self._rows.close()
 
     def read(self, m_y: int, count: int) -> Labels:
         """Return the classes of `count` model rows from `m_y` on, `(count, width)` uint8.
@@ -99,6 +112,9 @@ class _ArrayRows:
     def read(self, top: int, bottom: int) -> Labels:
         return self._values[top:bottom]
 
+    def close(self) -> None:
+        pass
+
 
 class _TiffRows:
     """Rows of a TIFF's first page, decoded as they are asked for."""
@@ -122,6 +138,9 @@ class _TiffRows:
             x1 = min(x + segment.shape[1], self.size[0])
             rows[y0 - top : y1 - top, x:x1] = segment[y0 - y : y1 - y, : x1 - x]
         return rows
+
+    def close(self) -> None:
+        self._file.close()
 
     def _decode(self, index: int) -> NDArray[Any] | None:
         count = self._page.databytecounts[index]

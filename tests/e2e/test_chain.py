@@ -44,7 +44,8 @@ def models(folder: Path) -> dict[str, Path]:
     exported = {}
     for suffix in ("keras", "h5"):
         model = folder / f"{suffix}.{suffix}"
-        run("histoseg-train", "fit", data, "-o", model, "--width", 4, "--depth", 2, "--patch", 96, "--epochs", 6,
+        run("histoseg-train", "fit", data, "-o", model, "--width", 4, "--depth", 2, "--patch", 96,
+            "--epochs", 6,
             "--steps", 40, "--batch", 4, "--learning-rate", 0.01, "--no-color-augmentation", "--classes",
             "background=#ffffff,nucleus=#00a000")  # fmt: skip
         run("histoseg-export", model)

@@ -15,6 +15,7 @@ import histoseg
 from histoseg.demo import write_pyramid
 from histoseg.errors import OutputError, SlideError, SpacingError, TruthError
 from histoseg.job import RunOptions, segment_slide
+from histoseg.slide import ArraySlide
 
 ALL = RunOptions(tissue=False)
 
@@ -323,3 +324,24 @@ def test_public_names_do_the_same(models: Path, small_slide: Path, tmp_path: Pat
         report = histoseg.segment_slide(str(small_slide), opened, str(tmp_path), histoseg.RunOptions())
     assert (tmp_path / "small" / "report.json").is_file()
     assert report["classes"][1]["pixels"] > 0
+
+
+def test_an_array_is_a_slide(tmp_path: Path, open_model) -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (90, 130, 3), np.uint8)
+    report = segment_slide(ArraySlide(rgb, 0.5, "field"), open_model("threshold"), tmp_path, ALL)
+    assert report["slide"]["path"] == "field"
+    assert tifffile.imread(tmp_path / "field" / "labels.tif").shape == (90, 130)
+
+
+def test_a_result_moved_aside_by_a_killed_run_is_not_lost(tmp_path: Path, open_model) -> None:
+    """Killed between the two renames, a run leaves only `.field.old`; a failing rerun must keep it."""
+    slide = ArraySlide(np.full((64, 64, 3), 90, np.uint8), 0.5, "field")
+    segment_slide(slide, open_model("threshold"), tmp_path, ALL)
+    before = (tmp_path / "field" / "labels.tif").read_bytes()
+    (tmp_path / "field").rename(tmp_path / ".field.old")
+    with pytest.raises(TruthError):
+        segment_slide(slide, open_model("threshold"), tmp_path, ALL, truth=tmp_path / "missing.png")
+    slide.read_level = lambda *region: (_ for _ in ()).throw(SlideError("torn"))  # type: ignore[method-assign]
+    with pytest.raises(SlideError, match="torn"):
+        segment_slide(slide, open_model("threshold"), tmp_path, ALL)
+    assert (tmp_path / "field" / "labels.tif").read_bytes() == before

@@ -33,7 +33,7 @@ def gray_slide(height: int, width: int) -> ArraySlide:
 
 @given(hnp.arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12))))
 def test_an_outline_is_the_pixels_that_touch_the_outside(region: np.ndarray) -> None:
-    outline = find_outline(region)
+    outline = find_outline(region.astype(np.uint8), 0)
     height, width = region.shape
     for y, x in np.ndindex(region.shape):
         near = [(y + dy, x + dx) for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1))]
@@ -49,7 +49,7 @@ def test_regions_get_their_outline_a_tint_and_nothing_else_changes(tmp_path: Pat
     assert picture.shape == (600, 800, 3)
     assert (picture[labels == 0] == 200).all()
     for index, color in ((1, (0xD9, 0x8C, 0xB3)), (2, (0x4B, 0x2E, 0x83))):
-        outline = find_outline(labels == index)
+        outline = find_outline((labels == index).astype(np.uint8), 0)
         assert (picture[outline] == color).all()
         inner = picture[(labels == index) & ~outline].astype(int)
         assert (inner == inner[0]).all()
@@ -62,7 +62,7 @@ def test_the_background_is_whatever_class_the_model_says(tmp_path: Path) -> None
     labels[100:200, 300:500] = 0
     picture = draw(tmp_path / "overlay.png", gray_slide(600, 600), labels, ("#00ff00", "#ffffff"), 1)
     assert (picture[labels == 1] == 200).all()
-    assert (picture[find_outline(labels == 0)] == GREEN).all()
+    assert (picture[find_outline(labels, 1)] == GREEN).all()
 
 
 @pytest.mark.parametrize(("height", "width"), [(601, 3001), (30, 6500), (1, 1), (2, 1)])

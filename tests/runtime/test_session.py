@@ -20,7 +20,7 @@ from histoseg.card import ModelCard, card_to_text
 from histoseg.errors import CardError, ModelError, ProviderError
 from histoseg.session import (
     PROVIDERS,
-    choose_provider,
+    choose_providers,
     count_cpus,
     installed_wheels,
     known_provider,
@@ -250,7 +250,7 @@ def test_a_repair_removes_the_wheel_that_would_clash() -> None:
         pytest.skip("nothing to repair")
     (wheel,) = installed_wheels()
     with pytest.raises(ProviderError, match=f"pip uninstall -y {wheel} && pip install"):
-        choose_provider("cuda")
+        choose_providers("cuda")
 
 
 def test_auto_takes_a_provider_that_is_offered(models: Path) -> None:
@@ -353,3 +353,21 @@ def test_third_party_models_run_with_a_sidecar(
     assert result.shape == (1, side, side, 2)
     np.testing.assert_allclose(result.sum(axis=-1), 1, atol=1e-5)
     assert result.std() > 0
+
+
+def test_auto_passes_over_what_the_models_precision_does_not_suit(
+    tmp_path: Path, models: Path, open_model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both names lead to the CPU here, so that only the card can tell them apart."""
+    card = dataclasses.replace(open_model("threshold").card, precision="int8", providers=("cpu",))
+    path = write_card(tmp_path / "card.json", card)
+    monkeypatch.setitem(PROVIDERS, "cuda", PROVIDERS["cpu"])
+    with open_session(models / "no_card.onnx", provider="auto", card=path) as session:
+        assert session.provider == "cpu"
+    with pytest.raises(ProviderError, match=r"int8 is not for provider 'cuda'.*one of cpu"):
+        open_session(models / "no_card.onnx", provider="cuda", card=path)
+
+
+def test_onnxruntimes_own_name_is_the_provider_of_ours(models: Path) -> None:
+    with open_session(models / "conv.onnx", provider="CPUExecutionProvider") as session:
+        assert session.provider == "cpu"

@@ -11,10 +11,12 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Self
 
 import numpy as np
 
+from histoseg.card import parse_color
 from histoseg.errors import OutputError
 from histoseg.outputs.rows import RowBlocks
 
@@ -28,7 +30,7 @@ SMALLEST_LEVEL_PX = 512
 
 
 class LabelPyramid:
-    """Writes `labels.tif` from bands of labels."""
+    """Writes `labels.tif` from bands of labels. A context manager: leaving it drops the spools."""
 
     def __init__(
         self, path: Path, m_size: tuple[int, int], spacing_um_px: tuple[float, float], colors: tuple[str, ...]
@@ -45,6 +47,17 @@ class LabelPyramid:
         self._spacing = spacing_um_px
         self._palette = build_palette(colors)
         self._levels = [_Level(path.parent, size) for size in plan_levels(m_size)]
+
+    def __enter__(self) -> Self:
+        """Return the pyramid itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Drop the spools."""
+        for level in self._levels:
+            level.drop()
 
     def add(self, m_y: int, labels: Labels) -> None:
         """Take the next rows."""
@@ -66,9 +79,6 @@ class LabelPyramid:
             raise OutputError(
                 f"{self._path}: cannot write the labels ({error}); free space or choose another -o"
             ) from error
-        finally:
-            for level in self._levels:
-                level.close()
 
     def _pass_down(self, index: int, rows: Labels) -> None:
         if index == len(self._levels):
@@ -128,7 +138,7 @@ class _Level:
         for length in self._lengths:
             yield self._spool.read(length)
 
-    def close(self) -> None:
+    def drop(self) -> None:
         self._spool.close()
 
     def _store(self, block: Labels) -> Labels:
@@ -168,5 +178,5 @@ def build_palette(colors: tuple[str, ...]) -> NDArray[np.uint16]:
     """Return a TIFF colour map, `(3, 256)` uint16, from `#rrggbb` of each class; the rest is black."""
     palette = np.zeros((3, 256), np.uint16)
     for index, color in enumerate(colors):
-        palette[:, index] = [int(color[i : i + 2], 16) * 257 for i in (1, 3, 5)]
+        palette[:, index] = np.array(parse_color(color), np.uint16) * 257
     return palette

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from histoseg.card import parse_color
 from histoseg.errors import OutputError
 from histoseg.outputs.rows import RowBlocks
 from histoseg.slide import Slide, read_overview
@@ -33,11 +34,12 @@ class Overlay:
         """Prepare a picture of `slide`, which has `m_size` (width, height) model pixels."""
         self._path = path
         self._slide = slide
-        self._colors = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in colors], np.float32)
+        self._colors = np.array([parse_color(color) for color in colors], np.float32)
         self._background = background
         self._factor = -(-max(m_size) // LONG_SIDE_PX)
         width, height = (-(-side // self._factor) for side in m_size)
-        self._shares = np.zeros((len(colors), height, width), np.uint8)
+        self._labels = np.full((height, width), background, np.uint8)
+        self._shares = np.zeros((height, width), np.uint8)
         self._blocks = RowBlocks(self._factor)
         self._row = 0
 
@@ -58,7 +60,7 @@ class Overlay:
         rest = self._blocks.rest()
         if rest is not None:
             self._reduce(rest)
-        height, width = self._shares.shape[1:]
+        height, width = self._shares.shape
         rgb = cv2.resize(
             read_overview(self._slide, max(width, height)), (width, height), interpolation=cv2.INTER_AREA
         )
@@ -76,31 +78,43 @@ class Overlay:
             ) from error
 
     def _reduce(self, block: Labels) -> None:
-        factor, width = self._factor, self._shares.shape[2]
+        """Keep the most frequent class of each cell, the background aside, and its share of the cell."""
+        labels, shares = self._labels[self._row], self._shares[self._row]
+        factor, width = self._factor, len(labels)
         padded = np.pad(block, ((0, 0), (0, width * factor - block.shape[1])), mode="edge")
         cells = padded.reshape(len(block), width, factor)
-        for index in range(len(self._shares)):
-            self._shares[index, self._row] = np.rint((cells == index).mean(axis=(0, 2)) * 255)
+        for index in np.unique(block):
+            if index != self._background:
+                share = np.rint((cells == index).mean(axis=(0, 2)) * 255).astype(np.uint8)
+                more = share > shares
+                labels[more], shares[more] = index, share[more]
         self._row += 1
 
     def _draw(self, rgb: Pixels) -> Pixels:
         picture = rgb.copy()
         outlined = self._factor <= OUTLINE_UP_TO
-        strength = 0.25 if outlined else 0.7
-        for index, share in enumerate(self._shares):
-            if index == self._background:
-                continue
-            touched = share > 0
-            opacity = share[touched, None].astype(np.float32) * np.float32(strength / 255)
-            under = picture[touched].astype(np.float32)
-            picture[touched] = np.rint(under + (self._colors[index] - under) * opacity)
-            if outlined:
-                picture[find_outline(share > 127)] = self._colors[index]
+        touched = self._shares > 0
+        opacity = self._shares[touched, None].astype(np.float32) * np.float32(
+            (0.25 if outlined else 0.7) / 255
+        )
+        under, color = picture[touched].astype(np.float32), self._colors[self._labels[touched]]
+        picture[touched] = np.rint(under + (color - under) * opacity)
+        if outlined:
+            labels = np.where(self._shares > 127, self._labels, np.uint8(self._background))
+            border = find_outline(labels, self._background)
+            picture[border] = self._colors[labels[border]]
         return picture
 
 
-def find_outline(region: Mask) -> Mask:
-    """Return the pixels of a region that touch its outside (4-neighbours), its own border apart."""
-    padded = np.pad(region, 1, mode="edge")
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return region & ~inner
+def find_outline(labels: Labels, background: int) -> Mask:
+    """Return the pixels of classes that have a 4-neighbour of another class, or of the background.
+
+    The picture's own border does not count.
+    """
+    padded = np.pad(labels, 1, mode="edge")
+    around = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    outline = np.zeros(labels.shape, np.bool_)
+    for neighbours in around:
+        outline |= neighbours != labels
+    outline &= labels != background
+    return outline

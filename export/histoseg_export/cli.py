@@ -1,0 +1,130 @@
+"""`histoseg-export`: turn a Keras model into a proven ONNX file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Timer
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import histoseg
+from histoseg.command import run_command
+
+if TYPE_CHECKING:
+    from histoseg_export.report import ExportResult
+
+NORMALIZE = ("unit", "symmetric", "imagenet", "none")
+ACTIVATIONS = ("auto", "softmax", "sigmoid", "logits")
+PATIENCE_SECONDS = 2.0
+EXAMPLES = """\b
+Examples:
+  histoseg-export model.keras
+  histoseg-export model.h5 --spacing 0.5 --classes 'background,nucleus=#1b7f3b' --tile 512
+  histoseg-export model.keras --tiles images/ -o nuclei.onnx"""
+
+
+@click.command(name="histoseg-export", epilog=EXAMPLES, context_settings={"max_content_width": 100})
+@click.argument("source", metavar="MODEL", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="ONNX file.  [default: MODEL.onnx]")
+@click.option("--tile", type=click.IntRange(min=16), help="Side of the square tiles, in model pixels.")
+@click.option(
+    "--classes", metavar="NAME=#RRGGBB,...", help="Classes, background first; colours may be left out."
+)
+@click.option(
+    "--spacing", type=click.FloatRange(min=0, min_open=True), help="um/px the model was trained at."
+)
+@click.option("--normalize", type=click.Choice(NORMALIZE), help="What the model expects of its pixels.")
+@click.option("--activation", type=click.Choice(ACTIVATIONS), default="auto", show_default=True,
+              help="What the model's output is.")  # fmt: skip
+@click.option("--tiles", type=click.Path(path_type=Path),
+              help="Image, or folder of images, to prove on.  [default: the demo slide]")  # fmt: skip
+@click.version_option(histoseg.__version__)
+def command(**options: Any) -> int:
+    """Turn a Keras segmentation model (.keras or .h5) into one ONNX file.
+
+    The file takes uint8 RGB, gives probabilities, and carries its model card. It is written only after it
+    was proven to behave like the Keras model. Files that histoseg-train made need no options, others at least
+    --spacing. Writes MODEL.report.json beside it.
+    """
+    source, target = options["source"], options["out"] or options["source"].with_suffix(".onnx")
+    if target.suffix != ".onnx":
+        raise click.BadParameter(f"'{target}' has suffix '{target.suffix}', expected .onnx", param_hint="-o")
+    result = _export(source, target, options)
+    _show(result)
+    return 0
+
+
+def main() -> None:
+    """Run `histoseg-export`."""
+    run_command(command)
+
+
+def _export(source: Path, target: Path, options: dict[str, Any]) -> ExportResult:
+    from histoseg_export.quiet import prepare_environment
+
+    prepare_environment()
+    from histoseg_export.describe import ExportOptions, parse_classes
+    from histoseg_export.export import export_model
+
+    names = colors = None
+    if options["classes"]:
+        try:
+            names, colors = parse_classes(options["classes"])
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--classes") from error
+    chosen = ExportOptions(
+        tile=options["tile"],
+        class_names=names,
+        class_colors=colors,
+        spacing_um_px=options["spacing"],
+        normalization=options["normalize"],
+        activation=options["activation"],
+    )
+    with _progress() as on_step:
+        return export_model(source, target, chosen, tiles=options["tiles"], on_step=on_step)
+
+
+def _show(result: ExportResult) -> None:
+    from rich.console import Console
+
+    from histoseg_export.report import build_table, report_path
+
+    Console().print(build_table(result.parity))
+    for note in result.notes:
+        click.echo(f"note: {note}")
+    card, tiling = result.card, result.card.tiling
+    width, height = card.patch_size_pixels
+    click.echo(
+        f"{result.path}: {result.path.stat().st_size / 1e6:.2f} MB, {len(card.class_names)} classes at "
+        f"{card.spacing_um_px:g} um/px, tiles {width}x{height}, halo {tiling.halo_px}, "
+        f"overlap {tiling.overlap_px}, stride {tiling.stride_multiple}; "
+        f"{result.seconds:.1f} s; report {report_path(result.path).name}"
+    )
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Show the current step on a terminal, once the export has taken two seconds."""
+    from rich.console import Console
+
+    # its own descriptor: the other one is silenced while TensorFlow loads
+    with os.fdopen(os.dup(2), "w", encoding="utf-8") as stream:
+        console = Console(file=stream)
+        status = console.status("starting")
+        timer = Timer(PATIENCE_SECONDS, status.start)
+        timer.daemon = True
+        if console.is_terminal:
+            timer.start()
+        try:
+            yield lambda step: status.update(f"{step} ...")
+        finally:
+            timer.cancel()
+            status.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""What the model is: from the metadata inside the file, from the flags, and from its last layer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from histoseg.card import Activation, InputSpec, ModelCard, OutputSpec, Tiling
+from histoseg.errors import ModelError
+
+if TYPE_CHECKING:
+    from histoseg.transform import Normalization
+    from histoseg_train.metadata import KerasMetadata
+
+INPUT_NAME = "image"
+OUTPUT_NAME = "probabilities"
+
+PALETTE = ("#ffffff", "#1b7f3b", "#c0392b", "#2c5fa8", "#e0a800", "#7d3c98", "#138d90", "#8d5524")
+
+# layers that hand probabilities on as probabilities
+_PASSIVE = frozenset({"Cropping2D", "Dropout", "Identity", "Resizing", "SpatialDropout2D", "UpSampling2D"})
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What the caller says about the model; `None` where the file should say it."""
+
+    tile: int | None = None
+    """Side of the square tile, in model pixels."""
+    class_names: tuple[str, ...] | None = None
+    class_colors: tuple[str, ...] | None = None
+    spacing_um_px: float | None = None
+    normalization: Normalization | None = None
+    activation: Literal["auto", "softmax", "sigmoid", "logits"] = "auto"
+
+
+@dataclass(frozen=True)
+class Description:
+    """All that a card says about a model, but what is measured."""
+
+    architecture: str
+    class_names: tuple[str, ...]
+    class_colors: tuple[str, ...]
+    spacing_um_px: float
+    normalization: Normalization
+    tile: tuple[int, int]
+    """Width and height, in model pixels."""
+    activation: Activation
+    """What the Keras model's own output is."""
+    channels: int
+    training: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What had to be assumed, in words for people."""
+
+
+def describe_model(model: Any, metadata: KerasMetadata | None, options: ExportOptions) -> Description:
+    """Put together what the file and the caller say; the caller's word wins.
+
+    Args:
+        model: The loaded `keras.Model`.
+        metadata: What `histoseg-train` stored in the file, or `None`.
+        options: The caller's flags.
+
+    Raises:
+        ModelError: Something needed is said nowhere, or does not fit the model; the message names the flag.
+    """
+    notes: list[str] = []
+    channels = int(model.outputs[0].shape[3])
+    names, colors = _choose_classes(metadata, options, channels, notes)
+    return Description(
+        architecture=metadata.architecture if metadata else str(model.name),
+        class_names=names,
+        class_colors=colors,
+        spacing_um_px=_choose_spacing(metadata, options, notes),
+        normalization=_choose_normalization(metadata, options, notes),
+        tile=_choose_tile(model, metadata, options),
+        activation=detect_activation(model) if options.activation == "auto" else options.activation,
+        channels=channels,
+        training=dict(metadata.training) if metadata else {},
+        notes=tuple(notes),
+    )
+
+
+def build_card(
+    description: Description, *, tiling: Tiling, parity: dict[str, Any], provenance: dict[str, Any]
+) -> ModelCard:
+    """Return the card of the exported file: uint8 RGB NHWC in, probabilities NHWC out.
+
+    Raises:
+        CardError: A value is impossible; the message names the field.
+    """
+    width, height = description.tile
+    source = description.activation
+    given: Activation = (
+        source if source != "logits" else ("sigmoid" if description.channels == 1 else "softmax")
+    )
+    return ModelCard(
+        architecture=description.architecture,
+        class_names=description.class_names,
+        class_colors=description.class_colors,
+        spacing_um_px=description.spacing_um_px,
+        patch_size_pixels=description.tile,
+        input=InputSpec(INPUT_NAME, "NHWC", "uint8", "RGB", (None, height, width, 3)),
+        output=OutputSpec(OUTPUT_NAME, "NHWC", given, description.channels),
+        tiling=tiling,
+        precision="fp32",
+        parity=parity,
+        training=description.training,
+        provenance=provenance,
+    )
+
+
+def parse_classes(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Read `name=#rrggbb,name=#rrggbb,...`; a colour may be left out.
+
+    Raises:
+        ValueError: A name is empty, or a colour is not `#rrggbb`.
+    """
+    names, colors = [], []
+    for index, item in enumerate(text.split(",")):
+        name, _, color = (part.strip() for part in item.partition("="))
+        color = color or PALETTE[index % len(PALETTE)]
+        if not name:
+            raise ValueError(f"class {index + 1} of '{text}' has no name; expected name=#rrggbb,...")
+        if not re.fullmatch(r"#[0-9a-fA-F]{6}", color):
+            raise ValueError(f"colour of class '{name}' is '{color}', expected #rrggbb")
+        names.append(name)
+        colors.append(color.lower())
+    return tuple(names), tuple(colors)
+
+
+def detect_activation(model: Any) -> Activation:
+    """Tell from the last layer what the model's output is.
+
+    Raises:
+        ModelError: The layer's activation is none of softmax, sigmoid and linear.
+    """
+    tensor = model.outputs[0]
+    while True:
+        operation = tensor._keras_history.operation
+        if getattr(operation, "outputs", None) and hasattr(operation, "layers"):  # a model within the model
+            tensor = operation.outputs[0]
+        elif type(operation).__name__ in _PASSIVE:
+            tensor = operation.input
+        else:
+            break
+    name = _activation_name(operation)
+    name = "logits" if name == "linear" else name
+    if name in get_args(Activation):
+        return name  # type: ignore[return-value]
+    raise ModelError(
+        f"the last layer '{operation.name}' ({type(operation).__name__}) gives "
+        f"{name or 'an unknown activation'}, expected softmax, sigmoid or linear; "
+        "say what its output is with --activation"
+    )
+
+
+def read_own_metadata(path: Path) -> KerasMetadata | None:
+    """Return what `histoseg-train` stored in a model file, or `None`.
+
+    Raises:
+        ModelError: The metadata are there but wrong.
+    """
+    from histoseg_train.metadata import SUFFIXES, read_metadata
+
+    return read_metadata(path) if path.suffix.lower() in SUFFIXES else None
+
+
+def _activation_name(operation: Any) -> str:
+    activation = getattr(operation, "activation", None)
+    if activation is not None:
+        return str(getattr(activation, "__name__", type(activation).__name__)).lower()
+    kind = type(operation).__name__
+    if kind.startswith(("Conv", "DepthwiseConv", "SeparableConv", "Dense")):
+        return "linear"
+    return kind.lower() if kind in ("Softmax", "Sigmoid") else ""
+
+
+def _choose_classes(
+    metadata: KerasMetadata | None, options: ExportOptions, channels: int, notes: list[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    expected = max(channels, 2)
+    if options.class_names is not None and options.class_colors is not None:
+        names, colors = options.class_names, options.class_colors
+    elif metadata:
+        names, colors = metadata.class_names, metadata.class_colors
+    else:
+        names = ("background", *(f"class_{index}" for index in range(1, expected)))
+        colors = tuple(PALETTE[index % len(PALETTE)] for index in range(expected))
+        notes.append(f"the file names no classes: called {', '.join(names)} (--classes renames them)")
+    if len(names) != expected:
+        raise ModelError(
+            f"{len(names)} classes ({', '.join(names)}) for an output of {channels} channels, expected "
+            f"{expected} names, background included (--classes)"
+        )
+    return names, colors
+
+
+def _choose_spacing(metadata: KerasMetadata | None, options: ExportOptions, notes: list[str]) -> float:
+    given = options.spacing_um_px
+    if given is None and metadata is None:
+        raise ModelError(
+            "the file does not say at which um/px its images were; "
+            "say it with --spacing (0.5 for 20x, 0.25 for 40x)"
+        )
+    if given is None:
+        assert metadata is not None
+        return metadata.spacing_um_px
+    if metadata and metadata.spacing_um_px != given:
+        notes.append(f"--spacing {given:g} replaces the file's {metadata.spacing_um_px:g} um/px")
+    return given
+
+
+def _choose_normalization(
+    metadata: KerasMetadata | None, options: ExportOptions, notes: list[str]
+) -> Normalization:
+    if options.normalization:
+        if metadata and metadata.normalization != options.normalization:
+            notes.append(f"--normalize {options.normalization} replaces the file's {metadata.normalization}")
+        return options.normalization
+    if metadata:
+        return metadata.normalization
+    notes.append("the file does not say how its images were normalised: taken as unit, x / 255 (--normalize)")
+    return "unit"
+
+
+def _choose_tile(model: Any, metadata: KerasMetadata | None, options: ExportOptions) -> tuple[int, int]:
+    if options.tile is not None:
+        return options.tile, options.tile
+    _, height, width, _ = model.inputs[0].shape
+    own = metadata.patch_size_pixels if metadata else (None, None)
+    chosen = (width or own[0], height or own[1])
+    if None in chosen:
+        raise ModelError(
+            "the model takes images of any size; say the size of a tile with --tile (for example 512)"
+        )
+    return int(chosen[0]), int(chosen[1])  # type: ignore[arg-type]

@@ -1,0 +1,60 @@
+"""Keep TensorFlow quiet, and on the CPU: its start-up messages tell the person exporting nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from histoseg.errors import ModelError
+
+_ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "-1",  # parity is judged on the CPU, where float32 means float32
+    "KERAS_BACKEND": "tensorflow",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+
+def prepare_environment() -> None:
+    """Set this process's environment before TensorFlow loads: for command lines, not for libraries."""
+    os.environ.update(_ENVIRONMENT)
+
+
+def import_tensorflow() -> None:
+    """Import TensorFlow, Keras and tf2onnx without a word on the terminal.
+
+    Raises:
+        ModelError: One of them is not installed.
+    """
+    try:
+        with silence_stderr():
+            import keras  # noqa: F401
+            import tensorflow as tf
+            import tf2onnx  # noqa: F401
+
+            tf.constant(0)  # the device search prints, too
+    except ImportError as error:
+        raise ModelError(
+            f"Keras models need TensorFlow, Keras and tf2onnx ({error}); "
+            "install them: pip install 'histoseg[export]'"
+        ) from error
+    for name in ("absl", "tensorflow", "tf2onnx"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def silence_stderr() -> Iterator[None]:
+    """Hide what native code writes to file descriptor 2."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as sink:
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)

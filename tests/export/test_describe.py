@@ -1,0 +1,101 @@
+"""Metadata, flags and the last layer make the card; what is said nowhere is asked for by its flag."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from histoseg.errors import ModelError
+from histoseg_export.describe import ExportOptions, describe_model, detect_activation, parse_classes
+from histoseg_export.load import load_model
+from histoseg_train.metadata import KerasMetadata
+
+METADATA = KerasMetadata(
+    architecture="unet-w3-d2",
+    class_names=("background", "nucleus"),
+    class_colors=("#ffffff", "#1b7f3b"),
+    spacing_um_px=0.5,
+    normalization="imagenet",
+    patch_size_pixels=(96, 64),
+    training={"dice": 0.8},
+)
+
+
+@pytest.fixture(scope="module")
+def model(keras_files):
+    return load_model(keras_files["softmax"])
+
+
+def test_metadata_need_no_flags(model):
+    found = describe_model(model, METADATA, ExportOptions())
+    assert found.architecture == "unet-w3-d2"
+    assert found.class_names == ("background", "nucleus")
+    assert (found.spacing_um_px, found.normalization, found.tile) == (0.5, "imagenet", (96, 64))
+    assert found.training == {"dice": 0.8}
+    assert found.notes == ()
+
+
+def test_flags_win_and_say_so(model):
+    options = ExportOptions(tile=128, spacing_um_px=0.25, normalization="unit")
+    found = describe_model(model, METADATA, options)
+    assert (found.spacing_um_px, found.normalization, found.tile) == (0.25, "unit", (128, 128))
+    assert len(found.notes) == 2
+
+
+def test_what_is_missing_is_named(model):
+    with pytest.raises(ModelError, match="--spacing"):
+        describe_model(model, None, ExportOptions(tile=64))
+    with pytest.raises(ModelError, match="--tile"):
+        describe_model(model, None, ExportOptions(spacing_um_px=0.5))
+    wrong = ExportOptions(tile=64, spacing_um_px=0.5, class_names=("a",), class_colors=("#000000",))
+    with pytest.raises(ModelError, match=r"expected 2 names.*--classes"):
+        describe_model(model, None, wrong)
+
+
+def test_assumptions_are_noted(model):
+    found = describe_model(model, None, ExportOptions(tile=64, spacing_um_px=0.5))
+    assert found.normalization == "unit"
+    assert any("--normalize" in note for note in found.notes)
+    assert any("--classes" in note for note in found.notes)
+
+
+def test_wrong_number_of_classes_in_the_file(model):
+    three = replace(METADATA, class_names=("a", "b", "c"), class_colors=("#000000",) * 3)
+    with pytest.raises(ModelError, match="3 classes"):
+        describe_model(model, three, ExportOptions())
+
+
+@pytest.mark.parametrize(
+    ("name", "activation"),
+    [("softmax", "softmax"), ("logits", "logits"), ("sigmoid", "sigmoid"), ("sequential", "softmax")],
+)
+def test_activation_is_detected(name, activation, keras_files):
+    assert detect_activation(load_model(keras_files[name])) == activation
+
+
+def test_activation_is_found_behind_resizing_and_in_submodels(keras_files):
+    import keras
+    from keras import layers
+
+    image = keras.Input((32, 32, 3))
+    inner = keras.Model(image, layers.Conv2D(2, 1, strides=2, activation="softmax")(image))
+    outer = keras.Input((32, 32, 3))
+    assert detect_activation(keras.Model(outer, layers.UpSampling2D()(inner(outer)))) == "softmax"
+
+
+def test_unknown_activation_asks_for_the_flag(keras_files):
+    import keras
+
+    image = keras.Input((32, 32, 3))
+    model = keras.Model(image, keras.layers.Conv2D(1, 1, activation="relu", name="last")(image))
+    with pytest.raises(ModelError, match=r"'last'.*relu.*--activation"):
+        detect_activation(model)
+
+
+def test_parse_classes():
+    assert parse_classes("a=#FF0000, b") == (("a", "b"), ("#ff0000", "#1b7f3b"))
+    with pytest.raises(ValueError, match="no name"):
+        parse_classes("a,,b")
+    with pytest.raises(ValueError, match="#rrggbb"):
+        parse_classes("a=red")
