@@ -49,7 +49,9 @@ def _check_provider(context: click.Context, parameter: click.Parameter, value: s
 )
 @click.option("--provider", default="auto", show_default=True, callback=_check_provider,
               help="auto, cpu, cuda, tensorrt, openvino: used or refused, never replaced.")  # fmt: skip
-@click.option("--truth", type=click.Path(path_type=Path), help="Mask of the slide: reports Dice against it.")
+@click.option(
+    "--truth", type=click.Path(path_type=Path), help="Mask, GeoJSON or ImageScope XML: reports Dice."
+)
 @click.option("--mpp", type=click.FloatRange(min=0, min_open=True), help="um/px of the slide, over its own.")
 @click.option("--allow-coarse", is_flag=True, help="Enlarge a slide that is too coarse for the model.")
 @click.option("--blend", type=click.Choice(get_args(Blend)), help="How tiles join.  [default: the model's]")
@@ -72,7 +74,7 @@ def command(**options: Any) -> int:
         return _run_demo(options)
     slides = expand_slides(options["slides"])
     if options["truth"] and len(slides) > 1:
-        raise click.UsageError(f"--truth is the mask of one slide, but there are {len(slides)}")
+        raise click.UsageError(f"--truth is the truth of one slide, but there are {len(slides)}")
     with _open_model(options) as session:
         return _run_all(slides, session, options["out"] or Path("histoseg-out"), options)
 

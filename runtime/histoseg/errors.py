@@ -34,6 +34,10 @@ class TruthError(HistosegError, ValueError):
     """A truth mask cannot be read, or does not fit the slide or the model's classes."""
 
 
+class AnnotationError(HistosegError, ValueError):
+    """An annotation file cannot be read, or names classes that the model does not have."""
+
+
 class OutputError(HistosegError, OSError):
     """A result cannot be written."""
 

@@ -26,7 +26,7 @@ from histoseg.session import Session, count_cpus
 from histoseg.slide import FileSlide, ScaledSlide, Slide, open_slide, plan_scale
 from histoseg.timing import Stopwatch
 from histoseg.tissue import TissueMask, find_tissue
-from histoseg.truth import TruthMask
+from histoseg.truth import Truth, open_truth
 
 REPORT_NAME = "report.json"
 STAGES = ("read", "infer", "blend", "write")
@@ -64,7 +64,7 @@ def segment_slide(
         session: The model.
         out: Folder for results; it is made when it is missing.
         options: See `RunOptions`; what the model's card says when `None`.
-        truth: A mask to score against.
+        truth: A mask or annotations to score against.
         on_tiles: Called with tiles done and tiles to do.
 
     Returns:
@@ -81,12 +81,12 @@ def segment_slide(
         opened: Slide = stack.enter_context(open_slide(slide)) if isinstance(slide, str | Path) else slide
         scaled = _scale(opened, session, options)
         grid = _lay_grid(scaled, session, options)
-        mask = stack.enter_context(_open_truth(truth, scaled, session)) if truth else None
+        reference = _enter_truth(stack, truth, scaled, session) if truth else None
         tissue, plan = _plan(opened, grid, session, options)
         folder = stack.enter_context(_output_folder(Path(out) / opened.name))
         report = _describe(scaled, session, plan, tissue)
         bands = iter_bands(scaled, session, plan, clock=clock, on_tiles=on_tiles)
-        report |= _write(bands, scaled, folder, session.card, mask, options.threshold, clock)
+        report |= _write(bands, scaled, folder, session.card, reference, options.threshold, clock)
         (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 
@@ -96,7 +96,7 @@ def _write(
     slide: ScaledSlide,
     folder: Path,
     card: ModelCard,
-    mask: TruthMask | None,
+    truth: Truth | None,
     threshold: float | None,
     clock: Stopwatch,
 ) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _write(
     threshold = card.output.threshold if threshold is None else threshold
     spacing, background = slide.scale.spacing_um_px, card.background_index
     counts = ClassCounts(card.class_names)
-    score = TruthScore(mask, card.class_names) if mask else None
+    score = TruthScore(truth, card.class_names) if truth else None
     overlay = Overlay(folder / "overlay.png", slide.slide, slide.m_size, card.class_colors, background)
     with LabelPyramid(folder / "labels.tif", slide.m_size, spacing, card.class_colors) as pyramid:
         sinks: list[LabelSink] = [pyramid, overlay, counts, *([score] if score else [])]
@@ -120,9 +120,8 @@ def _write(
     return {"seconds": clock.report(STAGES), "classes": counts.report(spacing), **scores}
 
 
-def _open_truth(path: str | Path, slide: ScaledSlide, session: Session) -> TruthMask:
-    classes, l0_size = len(session.card.class_names), slide.slide.level_sizes[0]
-    return TruthMask(Path(path), slide.m_size, classes, l0_size)
+def _enter_truth(stack: ExitStack, path: str | Path, slide: ScaledSlide, session: Session) -> Truth:
+    return stack.enter_context(open_truth(Path(path), session.card, slide.scale, slide.slide.level_sizes[0]))
 
 
 def _scale(slide: Slide, session: Session, options: RunOptions) -> ScaledSlide:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from histoseg.arrays import Labels
-    from histoseg.truth import TruthMask
+    from histoseg.truth import Truth
 
 
 class Confusion:
@@ -70,7 +70,7 @@ def _ratio(part: np.int64, whole: np.int64) -> float | None:
 class TruthScore:
     """Scores bands of labels against a truth as they come."""
 
-    def __init__(self, truth: TruthMask, class_names: tuple[str, ...]) -> None:
+    def __init__(self, truth: Truth, class_names: tuple[str, ...]) -> None:
         """Score against `truth`, at the model's um/px."""
         self._truth = truth
         self._names = class_names

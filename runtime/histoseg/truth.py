@@ -1,6 +1,8 @@
-"""Masks as truth: index masks and 0/255 masks, PNG, JPEG or TIFF, at any whole-number scale to the slide.
+"""What is true of a slide: masks and annotations, read as class indices at the model's um/px.
 
-A TIFF is read row by row, so that a truth of slide size costs no memory; other pictures are loaded whole.
+Masks are index masks or 0/255 masks, PNG, JPEG or TIFF, at any whole-number scale to the slide. A TIFF is
+read row by row, so that a truth of slide size costs no memory; other pictures are loaded whole. Annotations
+are QuPath GeoJSON or ImageScope XML in level-0 pixels.
 """
 
 from __future__ import annotations
@@ -11,12 +13,15 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
-from histoseg.errors import TruthError
+from histoseg.annotations import Region, fill_region, is_annotation_file, load_regions
+from histoseg.errors import AnnotationError, TruthError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from histoseg.arrays import Labels
+    from histoseg.card import ModelCard
+    from histoseg.slide import Scale
 
     Size = tuple[int, int]
 
@@ -29,6 +34,97 @@ class _Rows(Protocol):
     def read(self, top: int, bottom: int) -> Labels: ...
 
     def close(self) -> None: ...
+
+
+class Truth(Protocol):
+    """Class indices of a slide, row by row. A context manager."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def read(self, m_y: int, count: int) -> Labels:
+        """Return the classes of `count` model rows from `m_y` on, `(count, width)` uint8."""
+        ...
+
+
+def open_truth(path: Path, card: ModelCard, scale: Scale, l0_size: Size) -> Truth:
+    """Open a mask or an annotation file.
+
+    Args:
+        path: PNG, JPEG, TIFF, GeoJSON or ImageScope XML.
+        card: Whose classes the truth must name.
+        scale: How the model's pixels lie on the slide.
+        l0_size: Width and height of the slide at level 0.
+
+    Raises:
+        TruthError: The mask is missing, unreadable, or does not fit the slide.
+        AnnotationError: The annotations cannot be read, or name a class that the model does not have.
+    """
+    if is_annotation_file(path):
+        return TruthRegions(path, card, scale)
+    return TruthMask(path, scale.m_size, len(card.class_names), l0_size)
+
+
+class TruthRegions:
+    """Annotations seen at the model's um/px; later areas lie over earlier ones."""
+
+    def __init__(self, path: Path, card: ModelCard, scale: Scale) -> None:
+        """Read an annotation file; see `open_truth`."""
+        regions = load_regions(path)
+        self._width = scale.m_size[0]
+        self._background = card.background_index
+        self._scale = scale.l0_per_m
+        self._areas = [
+            (region, value) for region in regions if (value := _find_class(path, region, card)) is not None
+        ]
+        self._spans = np.array([_span_rows(region, scale.l0_per_m[1]) for region, _ in self._areas])
+
+    def __enter__(self) -> Self:
+        """Return the truth itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Do nothing: the file is read whole."""
+
+    def read(self, m_y: int, count: int) -> Labels:
+        """Return the classes of `count` model rows from `m_y` on, `(count, width)` uint8."""
+        rows = np.full((count, self._width), self._background, np.uint8)
+        if not len(self._areas):
+            return rows
+        touching = (self._spans[:, 0] < m_y + count) & (self._spans[:, 1] > m_y)
+        for index in np.flatnonzero(touching):
+            region, value = self._areas[index]
+            fill_region(rows, region, value, scale=self._scale, m_y=m_y)
+        return rows
+
+
+def _find_class(path: Path, region: Region, card: ModelCard) -> int | None:
+    """Return the class that a region stands for; `None` for those that QuPath ignores (`Ignore*`)."""
+    name = region.class_name
+    if region.erases:
+        return card.background_index
+    if name is None and len(card.class_names) == 2:
+        return 1 - card.background_index
+    if name is not None and name.endswith("*"):
+        return None
+    known = {known.casefold(): index for index, known in enumerate(card.class_names)}
+    if name is None or name.casefold() not in known:
+        raise AnnotationError(
+            f"{path}: holds an area of "
+            + ("no class" if name is None else f"the class '{name}'")
+            + f", expected one of {', '.join(card.class_names)}"
+        )
+    return known[name.casefold()]
+
+
+def _span_rows(region: Region, l0_per_m: float) -> tuple[float, float]:
+    rows = np.concatenate([ring[:, 1] for ring in region.rings]) / l0_per_m
+    return float(rows.min()), float(rows.max())
 
 
 class TruthMask:

@@ -155,7 +155,7 @@ def test_a_provider_that_is_not_here_ends_in_one_line(run, small_slide: Path, tm
         (["SLIDE", "--overlap", "64"], "expected 0"),
         (["SLIDE", "--nonsense"], "--nonsense"),
         (["a/one.svs", "b/one.tif"], "would both write to the folder 'one'"),
-        (["a.svs", "b.svs", "--truth", "mask.png"], "--truth is the mask of one slide"),
+        (["a.svs", "b.svs", "--truth", "mask.png"], "--truth is the truth of one slide"),
         (["SLIDE", "--demo"], "--demo"),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",
