@@ -107,12 +107,14 @@ def _write(
     score = TruthScore(truth, card.class_names) if truth else None
     overlay = Overlay(folder / "overlay.png", slide.slide, slide.m_size, card.class_colors, background)
     with LabelPyramid(folder / "labels.tif", slide.m_size, spacing, card.class_colors) as pyramid:
-        sinks: list[LabelSink] = [pyramid, overlay, counts, *([score] if score else [])]
+        sinks: list[LabelSink] = [pyramid, overlay, counts]
         for band in bands:
             with clock.time("write"):
                 labels = label_band(band, background=background, threshold=threshold)
                 for sink in sinks:
                     sink.add(band.m_y, labels)
+                if score:
+                    score.add(band.m_y, labels, band.probabilities)
         with clock.time("write"):
             for sink in sinks:
                 sink.close()

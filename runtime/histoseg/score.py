@@ -13,8 +13,12 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from histoseg.arrays import Labels
+    from histoseg.arrays import Floats, Labels
     from histoseg.truth import Truth
+
+
+# steps of 0.01
+SWEEP_STEPS = 100
 
 
 class Confusion:
@@ -67,26 +71,63 @@ def _ratio(part: np.int64, whole: np.int64) -> float | None:
     return float(part / whole) if whole else None
 
 
+class ThresholdSweep:
+    """Counts, for a two-class model, how the score would change with the threshold of class 1.
+
+    Probabilities are counted in steps of 0.01, so that memory does not grow with the slide.
+    """
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self._counts = np.zeros((2, SWEEP_STEPS + 1), np.int64)
+
+    def add(self, truth: Labels, probability: Floats) -> None:
+        """Count the class-1 probabilities of pixels of known class, two arrays of one shape."""
+        # a probability that float32 rounds to just below a step belongs to the step
+        steps = np.floor(probability * np.float32(SWEEP_STEPS) + np.float32(1e-4)).astype(np.intp)
+        pairs = truth * np.intp(SWEEP_STEPS + 1) + np.minimum(steps, SWEEP_STEPS)
+        self._counts += np.bincount(pairs.ravel(), minlength=self._counts.size).reshape(self._counts.shape)
+
+    def report(self) -> list[dict[str, float | None]]:
+        """Return threshold, dice, precision and recall of class 1 for thresholds 0.05 to 0.95."""
+        from_here = self._counts[:, ::-1].cumsum(axis=1)[:, ::-1]  # pixels at or above each step
+        positive = self._counts[1].sum()
+        rows: list[dict[str, float | None]] = []
+        for step in range(5, SWEEP_STEPS - 4, 5):
+            hits, predicted = from_here[1, step], from_here[:, step].sum()
+            rows.append(
+                {
+                    "threshold": step / SWEEP_STEPS,
+                    "dice": _ratio(2 * hits, predicted + positive),
+                    "precision": _ratio(hits, predicted),
+                    "recall": _ratio(hits, positive),
+                }
+            )
+        return rows
+
+
 class TruthScore:
-    """Scores bands of labels against a truth as they come."""
+    """Scores bands against a truth as they come."""
 
     def __init__(self, truth: Truth, class_names: tuple[str, ...]) -> None:
         """Score against `truth`, at the model's um/px."""
         self._truth = truth
         self._names = class_names
         self._confusion = Confusion(len(class_names))
+        self._sweep = ThresholdSweep() if len(class_names) == 2 else None
 
-    def add(self, m_y: int, labels: Labels) -> None:
-        """Compare the next rows.
+    def add(self, m_y: int, labels: Labels, probabilities: Floats) -> None:
+        """Compare the next rows: `(rows, width)` labels, `(rows, width, classes)` probabilities.
 
         Raises:
             TruthError: The truth holds a value that is no class.
         """
-        self._confusion.add(self._truth.read(m_y, len(labels)), labels)
-
-    def close(self) -> None:
-        """Do nothing: the scores are read with `report`."""
+        truth = self._truth.read(m_y, len(labels))
+        self._confusion.add(truth, labels)
+        if self._sweep is not None:
+            self._sweep.add(truth, probabilities[..., 1])
 
     def report(self) -> dict[str, Any]:
-        """Return the scores; see `score_confusion`."""
-        return score_confusion(self._confusion.counts, self._names)
+        """Return the scores, see `score_confusion`, and `thresholds` for two classes."""
+        scores = score_confusion(self._confusion.counts, self._names)
+        return scores | ({"thresholds": self._sweep.report()} if self._sweep else {})

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from histoseg.score import Confusion, score_confusion
+from histoseg.score import Confusion, ThresholdSweep, score_confusion
 
 CLASSES = 4
 NAMES = ("background", "stroma", "tumour", "necrosis")
@@ -103,3 +103,21 @@ def test_a_label_counts_above_255_pairs() -> None:
     confusion.add(np.array([[254]], np.uint8), np.array([[253]], np.uint8))
     assert confusion.counts[254, 253] == 1
     assert confusion.counts.sum() == 1
+
+
+@given(hnp.arrays(np.uint8, (9, 11), elements=st.integers(0, 1)), st.integers(0, 2**32 - 1))
+def test_the_sweep_equals_scoring_at_each_threshold(truth: np.ndarray, seed: int) -> None:
+    steps = np.random.default_rng(seed).integers(0, 101, truth.shape)
+    probability = (steps / np.float32(100)).astype(np.float32)
+    sweep = ThresholdSweep()
+    for top in range(0, 9, 4):
+        sweep.add(truth[top : top + 4], probability[top : top + 4])
+    rows = sweep.report()
+    assert [row["threshold"] for row in rows] == [step / 100 for step in range(5, 100, 5)]
+    for row in rows:
+        confusion = Confusion(2)
+        confusion.add(truth, (steps >= round(row["threshold"] * 100)).astype(np.uint8))
+        expected = score_confusion(confusion.counts, ("a", "b"))["classes"][1]
+        assert {key: row[key] for key in ("dice", "precision", "recall")} == {
+            key: expected[key] for key in ("dice", "precision", "recall")
+        }
