@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from histoseg.errors import DataError
+from histoseg_train.dataset import Dataset, MaskRule, find_dataset, list_items
+
+MakeFolder = Callable[..., Path]
+
+
+def stems(dataset: Dataset, *, held_out: bool) -> list[str]:
+    return [item.stem for item in dataset.items if item.held_out is held_out]
+
+
+def write_toml(folder: Path, **extra: str) -> Path:
+    lines = {"name": '"a"', "images": '"images"', "masks": '"masks"', "spacing_um_px": "0.5", **extra}
+    path = folder / "set.toml"
+    path.write_text("[[source]]\n" + "".join(f"{key} = {value}\n" for key, value in lines.items()))
+    return path
+
+
+def test_a_folder_is_split_by_seed(make_folder: MakeFolder) -> None:
+    folder = make_folder(10)
+    first = find_dataset(folder, validation=0.2, seed=1)
+    assert len(first.held_out) == 2
+    assert len(first.training) == 8
+    assert find_dataset(folder, validation=0.2, seed=1) == first
+    assert any(find_dataset(folder, seed=seed).held_out != first.held_out for seed in range(2, 6))
+
+
+def test_a_val_folder_is_held_out(make_folder: MakeFolder) -> None:
+    folder = make_folder(3)
+    (make_folder(2, name="other")).rename(folder / "val")
+    dataset = find_dataset(folder)
+    assert stems(dataset, held_out=False) == ["im0", "im1", "im2"]
+    assert stems(dataset, held_out=True) == ["im0", "im1"]
+
+
+def test_held_out_patterns(make_folder: MakeFolder) -> None:
+    dataset = find_dataset(write_toml(make_folder(5), held_out='["im1", "*4"]', weight="2"))
+    assert stems(dataset, held_out=True) == ["im1", "im4"]
+    assert dataset.items[0].weight == 2
+    assert dataset.items[0].spacing_um_px == 0.5
+
+
+def test_root_and_list(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder(5)
+    (folder / "list.txt").write_text("im0.jpg\nim2\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    dataset = list_items(write_toml(elsewhere, list='"list.txt"', threshold="9"), root=folder)
+    assert [item.stem for item in dataset.items] == ["im0", "im2"]
+    assert dataset.items[0].rule == MaskRule(threshold=9)
+
+
+def test_values_keep_zero_for_the_background(make_folder: MakeFolder) -> None:
+    dataset = list_items(write_toml(make_folder(2), values="{ 1 = 1, 2 = 1 }"))
+    assert dict(dataset.items[0].rule.values) == {0: 0, 1: 1, 2: 1}
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"colour": "1"}, "unknown field 'source.*colour'"),
+        ({"spacing_um_px": "-1"}, "spacing_um_px is -1"),
+        ({"weight": "0"}, "weight is 0"),
+        ({"stems": '["nobody*"]'}, "no image matches 'nobody"),
+        ({"held_out": '["nobody"]'}, "no image matches 'nobody'"),
+        ({"values": '{ 1 = "a" }'}, "values are"),
+        ({"values": "{ 1 = 1 }", "threshold": "3"}, "expected one of them"),
+        ({"images": '"absent"'}, "no such folder"),
+        ({"list": '"absent.txt"'}, "cannot read the list"),
+        ({"held_out": '["*"]'}, "0 images to train on"),
+    ],
+)
+def test_wrong_dataset_files_are_refused(make_folder: MakeFolder, extra: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        find_dataset(write_toml(make_folder(3), **extra))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[[source", "source = 3", "\0"])
+def test_files_that_are_no_dataset_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "set.toml"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"set\.toml"):
+        find_dataset(path)
+
+
+def test_unpaired_files_are_refused(make_folder: MakeFolder) -> None:
+    folder = make_folder(3)
+    (folder / "masks" / "im1.png").unlink()
+    with pytest.raises(DataError, match=r"im1.png: no mask 'im1\.\*'.*1 of 3"):
+        find_dataset(folder)
+    (folder / "images" / "im1.png").unlink()
+    (folder / "images" / "im2.png").unlink()
+    with pytest.raises(DataError, match="no image 'im2"):
+        find_dataset(folder)
+
+
+def test_two_files_of_one_stem_are_refused(make_folder: MakeFolder) -> None:
+    folder = make_folder(2)
+    (folder / "images" / "im0.jpg").write_bytes((folder / "images" / "im0.png").read_bytes())
+    with pytest.raises(DataError, match="same stem"):
+        find_dataset(folder)
+
+
+def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="found nothing"):
+        find_dataset(tmp_path / "absent")
+    (tmp_path / "images").mkdir()
+    with pytest.raises(DataError, match=r"no \.png"):
+        find_dataset(tmp_path)
+
+
+def test_one_image_cannot_be_split(make_folder: MakeFolder) -> None:
+    with pytest.raises(DataError, match="0 held out"):
+        find_dataset(make_folder(1))

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import csv
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import keras
+import numpy as np
+import pytest
+
+from histoseg.errors import DataError
+from histoseg_train.dataset import find_dataset
+from histoseg_train.evaluate import evaluate_samples, predict_labels
+from histoseg_train.fit import fit_model
+from histoseg_train.history import Epoch
+from histoseg_train.job import FitOptions, Job, PatchOptions, Target, open_store
+from histoseg_train.metadata import require_metadata
+from histoseg_train.modelfile import load_model
+from histoseg_train.unet import UnetOptions, build_unet
+
+MakeFolder = Callable[..., Path]
+
+TARGET = Target(("background", "nucleus"), ("#ffffff", "#00a000"), 0.5)
+
+
+@pytest.fixture
+def job(make_folder: MakeFolder) -> Job:
+    dataset = find_dataset(make_folder(4), validation=0.25)
+    return Job(
+        dataset,
+        open_store(dataset.training, TARGET),
+        open_store(dataset.held_out, TARGET),
+        TARGET,
+        UnetOptions(width=2, depth=1),
+        PatchOptions(size=32, batch=2, steps=3),
+        FitOptions(epochs=2, learning_rate=0.01, seed=3),
+        command="histoseg-train fit data",
+    )
+
+
+def weights(path: Path) -> list[np.ndarray]:
+    return load_model(path).get_weights()
+
+
+def test_fit_writes_model_history_and_curve(job: Job, tmp_path: Path) -> None:
+    epochs: list[Epoch] = []
+    best = fit_model(job, tmp_path / "m.keras", report=epochs.append)
+    written = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert written == {"m.keras", "m.history.csv", "m.learning_curve.png"}
+    rows = list(csv.DictReader((tmp_path / "m.history.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[1]["loss"]) == pytest.approx(epochs[1].loss, abs=1e-4)
+    assert "val_dice_data" in rows[0]
+    assert cv2.imread(str(tmp_path / "m.learning_curve.png")).shape[2] == 3
+    assert not keras.saving.load_model(tmp_path / "m.keras").compiled, "no loss or optimizer travels along"
+    metadata = require_metadata(tmp_path / "m.keras")
+    assert metadata.class_names == ("background", "nucleus")
+    assert metadata.patch_size_pixels == (32, 32)
+    assert metadata.architecture == "unet-w2-d1"
+    assert metadata.training["best_epoch"] == best.number
+    assert metadata.training["held_out"] == {"data": [job.held_out.items[0].stem]}
+    assert metadata.training["data"][0]["images_trained"] == 3
+    assert metadata.training["command"] == "histoseg-train fit data"
+
+
+def test_the_best_epoch_is_what_is_stored(job: Job, tmp_path: Path) -> None:
+    # a rate this high ruins the model in some epoch, so that the best is not the last
+    wild = replace(job, fit=replace(job.fit, epochs=5, learning_rate=0.5))
+    epochs: list[Epoch] = []
+    best = fit_model(wild, tmp_path / "m.keras", report=epochs.append)
+    assert best.val_dice == max(epoch.val_dice for epoch in epochs)
+    result = evaluate_samples(
+        load_model(tmp_path / "m.keras"), job.held_out, classes=2, normalization="unit", stride_multiple=2
+    )
+    assert result.overall == pytest.approx(best.val_dice, abs=1e-6)
+    assert require_metadata(tmp_path / "m.keras").training["dice"]["overall"] == round(best.val_dice, 4)
+
+
+def test_the_same_seed_gives_the_same_weights_in_both_formats(job: Job, tmp_path: Path) -> None:
+    fit_model(job, tmp_path / "a.keras")
+    fit_model(job, tmp_path / "b.h5")
+    for one, other in zip(weights(tmp_path / "a.keras"), weights(tmp_path / "b.h5"), strict=True):
+        np.testing.assert_array_equal(one, other)
+    first, second = require_metadata(tmp_path / "a.keras"), require_metadata(tmp_path / "b.h5")
+    assert replace(first, training={}) == replace(second, training={})
+
+
+def test_training_learns(job: Job, tmp_path: Path) -> None:
+    longer = replace(
+        job,
+        unet=UnetOptions(width=4, depth=2),
+        patches=replace(job.patches, steps=15),
+        fit=replace(job.fit, epochs=4, learning_rate=0.02),
+    )
+    assert fit_model(longer, tmp_path / "m.keras").val_dice > 0.8
+
+
+def test_patience_and_time_limit_stop_training(job: Job, tmp_path: Path) -> None:
+    frozen = replace(
+        job,
+        patches=replace(job.patches, steps=1),
+        fit=replace(job.fit, epochs=9, learning_rate=1e-12, patience=1),
+    )
+    epochs: list[Epoch] = []
+    fit_model(frozen, tmp_path / "m.keras", report=epochs.append)
+    assert len(epochs) < 9
+    epochs.clear()
+    hurried = replace(job, fit=replace(job.fit, epochs=9, max_minutes=1e-4))
+    fit_model(hurried, tmp_path / "m.keras", report=epochs.append)
+    assert len(epochs) == 1
+
+
+def test_an_infinite_loss_is_an_error(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--learning-rate"):
+        fit_model(replace(job, fit=replace(job.fit, learning_rate=float("inf"))), tmp_path / "m.keras")
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (17, 31), (3, 5)])
+def test_predictions_have_the_size_of_the_image(shape: tuple[int, int]) -> None:
+    model = build_unet((None, None, 3), 3, options=UnetOptions(width=2, depth=2))
+    rgb = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    labels = predict_labels(model, rgb, normalization="imagenet", stride_multiple=4)
+    assert labels.shape == shape
+    assert labels.dtype == np.uint8
+
+
+def test_a_killed_run_leaves_its_best_model(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder, output = make_folder(4), tmp_path / "m.keras"
+    options = "--width=2 --depth=1 --patch=16 --batch=1 --steps=2 --epochs=99999 --patience=99999"
+    command = [
+        sys.executable,
+        "-m",
+        "histoseg_train",
+        "fit",
+        str(folder),
+        "-o",
+        str(output),
+        *shlex.split(options),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any(line.startswith("epoch   2") for line in process.stdout)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert "Traceback" not in errors
+    assert require_metadata(output).training["epochs"] >= 1
+    assert not list(tmp_path.glob(".*part*"))

@@ -1,0 +1,1 @@
+"""Train Keras tissue-segmentation models: data, augmentation, architectures, losses, fit."""

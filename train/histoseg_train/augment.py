@@ -1,0 +1,204 @@
+"""Random changes that a tissue model must not care about: place, turn, size, stain, focus, compression."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histoseg_train.images import Sample
+
+# Optical densities of haematoxylin, eosin and DAB in red, green and blue, one stain a row: Ruifrok and
+# Johnston 2001, Anal. Quant. Cytol. Histol. 23, with the values of scikit-image's `rgb_from_hed`.
+STAINS_OD = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+
+_OD_OF_LEVEL = -np.log((np.arange(256) + 1.0) / 256.0).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """How much training patches are changed; zero switches a change off."""
+
+    turns: bool = True
+    """Flips and quarter turns."""
+    scale: float = 1.4
+    """Patches are enlarged or shrunk by up to this factor; 1 switches it off."""
+    stain: float = 0.3
+    """Relative spread of the amount of each stain."""
+    color: float = 1.0
+    """Strength of the brightness, contrast, gamma, hue and saturation changes."""
+    fold: float = 0.15
+    """Share of patches with an area darkened as a fold or thick tissue is."""
+    blur: float = 0.2
+    """Share of patches that are put out of focus."""
+    jpeg: float = 0.25
+    """Share of patches that are compressed again."""
+
+    def without_color(self) -> AugmentOptions:
+        """Return the same geometry with the colours, the focus and the compression left alone."""
+        return AugmentOptions(turns=self.turns, scale=self.scale, stain=0, color=0, fold=0, blur=0, jpeg=0)
+
+
+def draw_patch(
+    sample: Sample, rng: np.random.Generator, *, size: int, foreground: float, options: AugmentOptions
+) -> Sample:
+    """Cut a random square patch out of a sample and change it.
+
+    Args:
+        sample: An image and its mask, of any size; what lies outside is mirrored.
+        rng: Source of all randomness.
+        size: Width and height of the patch.
+        foreground: Share of patches whose centre is sought on a class other than the background.
+        options: The changes.
+
+    Returns:
+        A patch `(size, size, 3)` and its mask `(size, size)`, changed alike.
+    """
+    zoom = float(np.exp(rng.uniform(-1, 1) * np.log(options.scale)))
+    center = _draw_center(sample.labels, rng, foreground=foreground)
+    patch = _cut(sample, center, size=size, zoom=zoom, rng=rng)
+    if options.turns:
+        patch = turn(patch, quarter_turns=int(rng.integers(4)), mirrored=bool(rng.integers(2)))
+    return Sample(change_colors(patch.rgb, rng, options=options), patch.labels)
+
+
+def turn(sample: Sample, *, quarter_turns: int, mirrored: bool) -> Sample:
+    """Return image and mask turned counter-clockwise and, before that, mirrored left to right."""
+    step = -1 if mirrored else 1
+    rgb = np.rot90(sample.rgb[:, ::step], quarter_turns)
+    return Sample(
+        np.ascontiguousarray(rgb), np.ascontiguousarray(np.rot90(sample.labels[:, ::step], quarter_turns))
+    )
+
+
+def change_colors(
+    rgb: NDArray[np.uint8], rng: np.random.Generator, *, options: AugmentOptions
+) -> NDArray[np.uint8]:
+    """Return `rgb` `(h, w, 3)` as another laboratory and scanner might have shown it."""
+    if options.stain:
+        rgb = jitter_stains(rgb, rng, spread=options.stain)
+    if rng.random() < options.fold:
+        rgb = fold_tissue(rgb, rng)
+    if options.color:
+        rgb = _jitter_levels(_jitter_hue(rgb, rng, options.color), rng, options.color)
+    if rng.random() < options.blur:
+        rgb = _blur(rgb, sigma=rng.uniform(0.3, 1.2))
+    if rng.random() < options.jpeg:
+        rgb = _compress(rgb, quality=int(rng.integers(30, 91)))
+    return rgb
+
+
+def jitter_stains(rgb: NDArray[np.uint8], rng: np.random.Generator, *, spread: float) -> NDArray[np.uint8]:
+    """Change how much haematoxylin, eosin and residue there is, and a little what colour each has.
+
+    Stain colour augmentation of Tellez et al. 2018, https://arxiv.org/abs/1808.05896: the patch is split into
+    stains, each is multiplied and shifted at random, and they are put together again. All of that is one
+    3x3 matrix on optical densities.
+
+    Args:
+        rgb: `uint8` `(h, w, 3)`.
+        rng: Source of all randomness.
+        spread: Relative spread of the factors; shifts are a tenth of it.
+
+    Returns:
+        `uint8`, the shape of `rgb`.
+    """
+    thickness = np.exp(rng.uniform(-spread, spread))
+    factors = thickness * rng.uniform(1 - spread, 1 + spread, 3)
+    shifts = rng.uniform(-spread, spread, 3) / 10
+    mixed = STAINS_OD + rng.normal(0, spread / 6, (3, 3))
+    matrix = (np.linalg.inv(STAINS_OD) * factors) @ mixed
+    density = _OD_OF_LEVEL[rgb] @ matrix.astype(np.float32) + (shifts @ STAINS_OD).astype(np.float32)
+    return np.clip(256 * np.exp(-density) - 1, 0, 255).astype(np.uint8)
+
+
+def fold_tissue(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Darken large areas with soft borders as if more tissue lay there; nuclei stay the darkest of each.
+
+    Args:
+        rgb: `uint8` `(h, w, 3)`.
+        rng: Source of all randomness.
+
+    Returns:
+        `uint8`, the shape of `rgb`.
+    """
+    import cv2
+
+    height, width = rgb.shape[:2]
+    waves = rng.normal(size=(4, 4)).astype(np.float32)
+    field = cv2.resize(waves, (width, height), interpolation=cv2.INTER_CUBIC)
+    cover = 1 / (1 + np.exp(-12 * (field - rng.uniform(0.0, 0.8))))
+    layers = 1 + rng.uniform(0.4, 1.6) * cover[..., None]
+    return np.clip(256 * np.exp(-_OD_OF_LEVEL[rgb] * layers) - 1, 0, 255).astype(np.uint8)
+
+
+def _draw_center(
+    labels: NDArray[np.uint8], rng: np.random.Generator, *, foreground: float
+) -> NDArray[np.float64]:
+    """Return `(y, x)`: anywhere, or with the chance `foreground` on a class other than the background."""
+    shape = np.array(labels.shape)
+    points = (rng.random((16, 2)) * shape).astype(int)
+    if rng.random() < foreground:
+        hits = np.flatnonzero(labels[points[:, 0], points[:, 1]])
+        if hits.size:
+            return points[hits[0]] + 0.5
+    return points[0] + 0.5
+
+
+def _cut(
+    sample: Sample, center: NDArray[np.float64], *, size: int, zoom: float, rng: np.random.Generator
+) -> Sample:
+    """Return the patch that shows `center` somewhere, keeping it inside the image where that is possible."""
+    import cv2
+
+    extent = size / zoom
+    free = np.array(sample.labels.shape) - extent
+    corner = center - rng.random(2) * extent
+    corner = np.where(free > 0, np.clip(corner, 0, np.maximum(free, 0)), free * rng.random(2))
+    if zoom == 1:
+        corner = np.round(corner)
+    # pixel centres: destination d shows source (d + 0.5) / zoom + corner - 0.5
+    (dy, dx) = corner + 0.5 / zoom - 0.5
+    back = np.array([[1 / zoom, 0, dx], [0, 1 / zoom, dy]])
+
+    def warp(pixels: NDArray[np.uint8], filter_: int) -> NDArray[np.uint8]:
+        flags = filter_ | cv2.WARP_INVERSE_MAP
+        warped = cv2.warpAffine(pixels, back, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+        return np.asarray(warped, np.uint8)
+
+    return Sample(warp(sample.rgb, cv2.INTER_LINEAR), warp(sample.labels, cv2.INTER_NEAREST))
+
+
+def _jitter_hue(rgb: NDArray[np.uint8], rng: np.random.Generator, strength: float) -> NDArray[np.uint8]:
+    import cv2
+
+    hue, saturation, value = cv2.split(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV))
+    shift = round(rng.uniform(-8, 8) * strength)  # OpenCV counts hue in steps of two degrees
+    hue = ((hue.astype(np.int16) + shift) % 180).astype(np.uint8)
+    saturation = cv2.convertScaleAbs(saturation, alpha=float(np.exp(rng.uniform(-0.35, 0.35) * strength)))
+    return np.asarray(cv2.cvtColor(cv2.merge([hue, saturation, value]), cv2.COLOR_HSV2RGB), np.uint8)
+
+
+def _jitter_levels(rgb: NDArray[np.uint8], rng: np.random.Generator, strength: float) -> NDArray[np.uint8]:
+    """Change contrast and brightness, the gamma, and the balance of the three colours."""
+    contrast, gamma = np.exp(rng.uniform(-0.2, 0.2, 2) * strength)
+    brightness = rng.uniform(-0.08, 0.08) * strength
+    balance = 1 + rng.uniform(-0.06, 0.06, 3) * strength
+    level = np.arange(256)[:, None] / 255.0
+    table = ((np.clip(level * balance, 0, 1) ** gamma - 0.5) * contrast + 0.5 + brightness) * 255
+    table = np.clip(np.round(table), 0, 255).astype(np.uint8)
+    return np.stack([table[rgb[..., channel], channel] for channel in range(3)], axis=-1)
+
+
+def _blur(rgb: NDArray[np.uint8], *, sigma: float) -> NDArray[np.uint8]:
+    import cv2
+
+    return np.asarray(cv2.GaussianBlur(rgb, (0, 0), sigma), np.uint8)
+
+
+def _compress(rgb: NDArray[np.uint8], *, quality: int) -> NDArray[np.uint8]:
+    import cv2
+
+    _, data = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return np.ascontiguousarray(np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)[..., ::-1])

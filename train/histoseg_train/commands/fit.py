@@ -1,0 +1,212 @@
+"""`histoseg-train fit`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
+
+import click
+from rich.console import Console
+
+from histoseg.errors import DataError, OutputError
+from histoseg.transform import Normalization
+from histoseg_train.augment import AugmentOptions
+from histoseg_train.commands.words import format_dice, import_keras, parse_classes
+from histoseg_train.dataset import find_dataset
+from histoseg_train.images import count_pixels
+from histoseg_train.job import FitOptions, Job, PatchOptions, Target, open_store
+from histoseg_train.metadata import SUFFIXES
+from histoseg_train.unet import UnetOptions
+
+if TYPE_CHECKING:
+    from histoseg_train.history import Epoch
+
+T = TypeVar("T")
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
+POSITIVE = click.FloatRange(0, min_open=True)
+
+DATA_OPTIONS = (
+    click.option("--root", type=PATH, help="Folder that the paths in a .toml file are relative to."),
+    click.option(
+        "--validation",
+        default=0.2,
+        type=click.FloatRange(0, 0.9),
+        help="Share of images held out when DATA names none.",
+    ),
+    click.option(
+        "--mask-threshold",
+        type=click.IntRange(0, 254),
+        help="For a folder: mask pixels above this grey level are class 1.",
+    ),
+    click.option(
+        "--classes",
+        default="background=#ffffff,foreground=#00a000",
+        callback=parse_classes,
+        help="Names and colours, the background first.",
+    ),
+    click.option("--spacing", "spacing_um_px", default=0.5, type=POSITIVE, help="um/px to train at."),
+    click.option(
+        "--normalize",
+        "normalization",
+        default="unit",
+        type=click.Choice(get_args(Normalization)),
+        help="What the pixels are normalised to.",
+    ),
+)
+MODEL_OPTIONS = (
+    click.option("--width", default=16, type=click.IntRange(1), help="Filters of the first level."),
+    click.option("--depth", default=4, type=click.IntRange(1, 8), help="Levels below the first."),
+    click.option("--max-width", type=click.IntRange(1), help="The most filters any level may have."),
+    click.option(
+        "--stem-stride",
+        default=1,
+        type=click.IntRange(1, 2),
+        help="2 works at half resolution inside: faster, a little coarser.",
+    ),
+    click.option(
+        "--skip-width",
+        default=0,
+        type=click.IntRange(0),
+        help="Filters of a full-resolution skip past a strided stem.",
+    ),
+)
+PATCH_OPTIONS = (
+    click.option("--patch", "size", default=256, type=click.IntRange(8), help="Width and height of patches."),
+    click.option("--batch", default=8, type=click.IntRange(1), help="Patches in a step."),
+    click.option("--steps", default=100, type=click.IntRange(1), help="Steps in an epoch."),
+    click.option(
+        "--foreground",
+        default=0.5,
+        type=click.FloatRange(0, 1),
+        help="Share of patches centred near a class other than the background.",
+    ),
+    click.option("--turns/--no-turns", default=True, help="Flips and quarter turns."),
+    click.option(
+        "--scale", default=1.4, type=click.FloatRange(1, 4), help="Largest random enlargement; 1: none."
+    ),
+    click.option(
+        "--color-augmentation/--no-color-augmentation",
+        default=True,
+        help="Change stain, colours, focus and compression.",
+    ),
+)
+FIT_OPTIONS = (
+    click.option("--epochs", default=60, type=click.IntRange(1), help="Epochs at most."),
+    click.option("--learning-rate", default=2e-3, type=POSITIVE, help="At the end of the warm-up."),
+    click.option("--weight-decay", default=1e-4, type=click.FloatRange(0), help="Of AdamW."),
+    click.option(
+        "--patience",
+        default=20,
+        type=click.IntRange(1),
+        help="Epochs without a better Dice of the held-out images before stopping.",
+    ),
+    click.option("--max-minutes", type=POSITIVE, help="Settle and stop by then."),
+    click.option("--seed", default=0, type=click.IntRange(0), help="Decides all that is random."),
+)
+
+
+def add_options(command: Command) -> Command:
+    """Add all options of `fit` to a command, in the order of `--help`."""
+    for option in reversed(DATA_OPTIONS + MODEL_OPTIONS + PATCH_OPTIONS + FIT_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command(short_help="Train a U-Net on images and masks.", context_settings={"show_default": True})
+@click.argument("data", type=PATH)
+@click.option("-o", "--output", required=True, type=PATH, help="The model: a .keras or .h5 file.")
+@add_options
+def fit(data: Path, output: Path, **values: Any) -> None:
+    """Train a U-Net on DATA and save the model of its best epoch.
+
+    DATA is a folder with images/ and masks/ (and val/ with the same inside), paired by name, or a .toml file
+    that lists several sources. Class names, colours, um/px and normalisation travel inside the saved model.
+    """
+    unet, patches = _read_network(values)
+    _check_output(output)
+    job = _prepare(data, values, unet, patches)
+    import_keras()
+    from histoseg_train.fit import fit_model
+
+    with _reporting(job) as report:
+        best = fit_model(job, output, report=report)
+    click.echo(f"{output}: Dice {best.val_dice:.4f} of held-out images, epoch {best.number}")
+
+
+def _read_network(values: Mapping[str, Any]) -> tuple[UnetOptions, PatchOptions]:
+    """Return network and patches that fit each other, or end with a usage error."""
+    try:
+        unet = _pick(UnetOptions, values)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    augment = _pick(AugmentOptions, values)
+    augment = augment if values["color_augmentation"] else augment.without_color()
+    patches = replace(_pick(PatchOptions, values), augment=augment)
+    if patches.size % unet.stride_multiple:
+        raise click.UsageError(
+            f"--patch is {patches.size}, expected a multiple of {unet.stride_multiple}, the network's stride"
+        )
+    return unet, patches
+
+
+def _check_output(output: Path) -> None:
+    if output.suffix not in SUFFIXES:
+        raise click.UsageError(
+            f"--output is '{output}', expected a name that ends in {' or '.join(SUFFIXES)}"
+        )
+    if not output.absolute().parent.is_dir():
+        raise OutputError(f"{output.parent}: no such folder; create it first")
+
+
+def _prepare(data: Path, values: Mapping[str, Any], unet: UnetOptions, patches: PatchOptions) -> Job:
+    """Find, read and check the data; Keras is not needed yet, so a mistake shows at once."""
+    dataset = find_dataset(
+        data,
+        root=values["root"],
+        threshold=values["mask_threshold"],
+        validation=values["validation"],
+        seed=values["seed"],
+    )
+    names, colors = values["classes"]
+    target = _pick(Target, {**values, "class_names": names, "class_colors": colors})
+    training, held_out = open_store(dataset.training, target), open_store(dataset.held_out, target)
+    pixels = count_pixels(training)
+    count_pixels(held_out)
+    absent = [name for index, name in enumerate(names) if index and not pixels[index]]
+    if absent:
+        raise DataError(
+            f"{data}: no training mask holds a pixel of '{absent[0]}'; see --classes, --mask-threshold"
+        )
+    command = shlex.join(["histoseg-train", *sys.argv[1:]])
+    return Job(dataset, training, held_out, target, unet, patches, _pick(FitOptions, values), command)
+
+
+def _pick(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Build a dataclass from the options that carry its fields' names."""
+    names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+    return cls(**{name: value for name, value in values.items() if name in names})
+
+
+@contextmanager
+def _reporting(job: Job) -> Iterator[Callable[[Epoch], None]]:
+    """Show the epochs: one line each, and what is going on in between when a person watches."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{len(job.training)} images to train on, {len(job.held_out)} held out; {job.unet.name}")
+    with console.status("epoch 1") as status:
+
+        def report(epoch: Epoch) -> None:
+            mark = "*" if epoch.is_best else " "
+            console.print(
+                f"epoch {epoch.number:3d}{mark} {epoch.seconds:6.0f} s  loss {epoch.loss:.4f}  "
+                f"Dice {epoch.val_dice:.4f}  {format_dice(epoch.per_source)}"
+            )
+            status.update(f"epoch {epoch.number + 1} of {job.fit.epochs}")
+
+        yield report

@@ -1,0 +1,275 @@
+"""Where the images and masks of a training set lie, and which of them are held out.
+
+A training set is a folder with `images/` and `masks/` (and perhaps `val/` with the same inside), or a `.toml`
+file that lists several sources. Both become one list of `Item`s; nothing is decoded here.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import tomllib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from histoseg.errors import CardError, DataError
+from histoseg.jsonclass import from_json
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """How the pixel values of a mask become class indices.
+
+    With neither field, masks hold class indices, or 0 and 255 when there are two classes.
+    """
+
+    threshold: int | None = None
+    """Pixels above it are class 1, the others class 0: for JPEG masks, whose values are smeared."""
+    values: tuple[tuple[int, int], ...] = ()
+    """Pairs of pixel value and class index; other values are refused."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One `[[source]]` of a dataset file; paths are relative to `--root`, or to the file."""
+
+    name: str
+    images: str
+    masks: str
+    spacing_um_px: float
+    stems: tuple[str, ...] = ("*",)
+    """Names without suffix, or patterns with `*` and `?`, of the images to use."""
+    list: str | None = None
+    """A text file with one such name a line, which replaces `stems`."""
+    held_out: tuple[str, ...] = ()
+    """Names or patterns of the images kept for validation."""
+    threshold: int | None = None
+    values: dict[str, Any] | None = None
+    weight: float = 1.0
+    """How often this source is drawn from, relative to the others."""
+    licence: str = "not stated"
+    citation: str = ""
+
+
+@dataclass(frozen=True)
+class DatasetFile:
+    """A `.toml` dataset file."""
+
+    source: tuple[Source, ...]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image and its mask, not yet read."""
+
+    source: str
+    stem: str
+    image: Path
+    mask: Path
+    spacing_um_px: float | None
+    """`None` when the image already has the model's um/px."""
+    rule: MaskRule
+    weight: float
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All items of a training set, and words about their sources for the model's card."""
+
+    items: tuple[Item, ...]
+    sources: tuple[dict[str, str], ...]
+
+    @property
+    def training(self) -> tuple[Item, ...]:
+        """Return the items to train on."""
+        return tuple(item for item in self.items if not item.held_out)
+
+    @property
+    def held_out(self) -> tuple[Item, ...]:
+        """Return the items kept for validation."""
+        return tuple(item for item in self.items if item.held_out)
+
+
+def find_dataset(
+    path: Path,
+    *,
+    root: Path | None = None,
+    threshold: int | None = None,
+    validation: float = 0.2,
+    seed: int = 0,
+) -> Dataset:
+    """List the images and masks of a folder or of a `.toml` dataset file.
+
+    Args:
+        path: The folder or file.
+        root: Folder that the paths in the file are relative to, instead of the file's own.
+        threshold: For a folder: grey level above which a mask pixel is class 1.
+        validation: Share of images to hold out when neither `val/` nor the file names any.
+        seed: Chooses which.
+
+    Raises:
+        DataError: A folder or file is missing, empty, unpaired or ill-formed, or nothing is left to train on.
+    """
+    dataset = list_items(path, root=root, threshold=threshold)
+    if not dataset.held_out:
+        dataset = replace(dataset, items=_split(dataset.items, share=validation, seed=seed))
+    if not dataset.training or not dataset.held_out:
+        raise DataError(
+            f"{path}: {len(dataset.training)} images to train on and {len(dataset.held_out)} held out, "
+            "expected at least one of each; add images or change --validation"
+        )
+    return dataset
+
+
+def list_items(path: Path, *, root: Path | None = None, threshold: int | None = None) -> Dataset:
+    """List the images and masks as `find_dataset` does, holding out only what the data name.
+
+    Raises:
+        DataError: A folder or file is missing, empty, unpaired or ill-formed.
+    """
+    if path.is_dir():
+        return _find_folder(path, MaskRule(threshold=threshold))
+    if path.suffix.lower() == ".toml":
+        return _find_sources(path, root or path.parent)
+    found = "a file" if path.exists() else "nothing"
+    raise DataError(f"{path}: found {found}, expected a folder with images/ and masks/, or a .toml file")
+
+
+def _find_folder(folder: Path, rule: MaskRule) -> Dataset:
+    item = Item(folder.resolve().name, "", folder, folder, None, rule, weight=1.0, held_out=False)
+    items = list(_pair(item, folder / "images", folder / "masks", ("*",)))
+    if (folder / "val").is_dir():
+        kept = replace(item, held_out=True)
+        items += _pair(kept, folder / "val" / "images", folder / "val" / "masks", ("*",))
+    return Dataset(tuple(items), ({"name": item.source, "licence": "not stated"},))
+
+
+def _find_sources(path: Path, root: Path) -> Dataset:
+    sources = _read_dataset_file(path)
+    items: list[Item] = []
+    for source in sources:
+        items += _find_source(source, path, root)
+    words = ({"name": s.name, "licence": s.licence, "citation": s.citation} for s in sources)
+    return Dataset(tuple(items), tuple(words))
+
+
+def _read_dataset_file(path: Path) -> tuple[Source, ...]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        sources = from_json(DatasetFile, document).source
+    except OSError as error:
+        raise DataError(f"{path}: cannot read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not TOML: {error}") from error
+    except CardError as error:
+        raise DataError(f"{path}: {error}") from error
+    twice = [name for name, count in Counter(source.name for source in sources).items() if count > 1]
+    if twice or not sources:
+        raise DataError(
+            f"{path}: {len(sources)} sources, {twice} named twice; expected one or more, all different"
+        )
+    return sources
+
+
+def _find_source(source: Source, path: Path, root: Path) -> list[Item]:
+    for key in ("spacing_um_px", "weight"):
+        if not getattr(source, key) > 0:
+            raise DataError(f"{path}: {source.name}: {key} is {getattr(source, key)}, expected more than 0")
+    blank = Item(
+        source.name,
+        "",
+        path,
+        path,
+        source.spacing_um_px,
+        _mask_rule(source, path),
+        source.weight,
+        held_out=False,
+    )
+    patterns = source.stems if source.list is None else _read_list(root / source.list)
+    items = list(_pair(blank, root / source.images, root / source.masks, patterns))
+    _match_all(source.held_out, [item.stem for item in items], f"{path}: {source.name}: held_out")
+    return [replace(item, held_out=_matches(item.stem, source.held_out)) for item in items]
+
+
+def _mask_rule(source: Source, path: Path) -> MaskRule:
+    if source.values is None:
+        return MaskRule(threshold=source.threshold)
+    try:
+        pairs = tuple((int(value), int(index)) for value, index in source.values.items())
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: {source.name}: values are {source.values}, expected {{ 1 = 1 }}") from error
+    if source.threshold is not None:
+        raise DataError(f"{path}: {source.name}: has threshold and values, expected one of them")
+    # a mask without a word about its background keeps 0 for it
+    return MaskRule(values=pairs if 0 in dict(pairs) else ((0, 0), *pairs))
+
+
+def _read_list(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot read the list of images: {error}") from error
+    return tuple(Path(line).stem for line in lines)
+
+
+def _pair(blank: Item, images: Path, masks: Path, patterns: tuple[str, ...]) -> Iterable[Item]:
+    """Yield an item for every image that matches, sorted by stem, each with its mask."""
+    image_of, mask_of = _stems(images), _stems(masks)
+    _match_all(patterns, image_of, str(images))
+    chosen = sorted(stem for stem in image_of if _matches(stem, patterns))
+    unpaired = [stem for stem in chosen if stem not in mask_of]
+    if unpaired:
+        raise DataError(
+            f"{images / image_of[unpaired[0]].name}: no mask '{unpaired[0]}.*' in {masks} "
+            f"({len(unpaired)} of {len(chosen)} images have none); add the mask or remove the image"
+        )
+    lonely = [stem for stem in mask_of if stem not in image_of and _matches(stem, patterns)]
+    if lonely:
+        raise DataError(
+            f"{mask_of[lonely[0]]}: no image '{lonely[0]}.*' in {images}; add it or remove the mask"
+        )
+    for stem in chosen:
+        yield replace(blank, stem=stem, image=image_of[stem], mask=mask_of[stem])
+
+
+def _stems(folder: Path) -> dict[str, Path]:
+    """Return the picture files of a folder by stem."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected one with {', '.join(SUFFIXES)} files")
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise DataError(f"{folder}: no {', '.join(SUFFIXES)} files in it; expected one or more")
+    found: dict[str, Path] = {}
+    for file in files:
+        if file.stem in found:
+            raise DataError(f"{file}: {found[file.stem].name} has the same stem; expected one file a stem")
+        found[file.stem] = file
+    return found
+
+
+def _matches(stem: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(stem, pattern) for pattern in patterns)
+
+
+def _match_all(patterns: Iterable[str], stems: Iterable[str], where: str) -> None:
+    stems = tuple(stems)
+    for pattern in patterns:
+        if not any(fnmatchcase(stem, pattern) for stem in stems):
+            raise DataError(f"{where}: no image matches '{pattern}'; expected a stem or a pattern of one")
+
+
+def _split(items: tuple[Item, ...], *, share: float, seed: int) -> tuple[Item, ...]:
+    """Return the items with `share` of every source held out, at least one and never all."""
+    kept: set[tuple[str, str]] = set()
+    for source in sorted({item.source for item in items}):
+        stems = sorted(item.stem for item in items if item.source == source)
+        count = min(len(stems) - 1, math.ceil(share * len(stems)))
+        kept |= {(source, stem) for stem in random.Random(f"{seed}/{source}").sample(stems, count)}  # noqa: S311
+    return tuple(replace(item, held_out=(item.source, item.stem) in kept) for item in items)

@@ -1,0 +1,184 @@
+"""Reading an image with its mask at the model's um/px, and refusing what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histoseg.errors import DataError
+from histoseg_train.dataset import Item, MaskRule
+
+CACHE_BYTES = 2 * 1024**3
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image and its mask at the model's um/px."""
+
+    rgb: NDArray[np.uint8]
+    """`(h, w, 3)`."""
+    labels: NDArray[np.uint8]
+    """`(h, w)` class indices."""
+
+
+def read_sample(item: Item, *, classes: int, spacing_um_px: float) -> Sample:
+    """Read and resample one image with its mask.
+
+    Args:
+        item: Which.
+        classes: Number of classes.
+        spacing_um_px: Wanted um/px.
+
+    Raises:
+        DataError: A file cannot be decoded, the sizes differ, or the mask holds a value that is no class.
+    """
+    rgb = _decode_rgb(item.image)
+    labels = _to_labels(_decode_mask(item.mask), item.rule, classes, item.mask)
+    if rgb.shape[:2] != labels.shape:
+        raise DataError(
+            f"{item.mask}: {labels.shape[1]}x{labels.shape[0]} pixels, "
+            f"expected {rgb.shape[1]}x{rgb.shape[0]} like {item.image.name}"
+        )
+    factor = 1.0 if item.spacing_um_px is None else item.spacing_um_px / spacing_um_px
+    return Sample(resample_rgb(rgb, factor), resample_labels(labels, factor, classes=classes))
+
+
+def resample_rgb(rgb: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
+    """Return `rgb` `(h, w, 3)` with its size times `factor`: area filter to shrink, cubic to enlarge."""
+    import cv2
+
+    size = _scaled_size(rgb, factor)
+    if size == (rgb.shape[1], rgb.shape[0]):
+        return rgb
+    filter_ = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(rgb, size, interpolation=filter_), np.uint8)
+
+
+def resample_labels(labels: NDArray[np.uint8], factor: float, *, classes: int) -> NDArray[np.uint8]:
+    """Return class indices `(h, w)` with their size times `factor`, each pixel's most frequent class."""
+    import cv2
+
+    size = _scaled_size(labels, factor)
+    if size == (labels.shape[1], labels.shape[0]):
+        return labels
+    filter_ = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    cover = [
+        cv2.resize((labels == c).astype(np.float32), size, interpolation=filter_) for c in range(classes)
+    ]
+    return np.argmax(cover, axis=0).astype(np.uint8)
+
+
+class SampleStore:
+    """Samples by index, read when first needed and kept as long as they fit into memory."""
+
+    def __init__(
+        self, items: Sequence[Item], *, classes: int, spacing_um_px: float, cache_bytes: int = CACHE_BYTES
+    ) -> None:
+        self.items = tuple(items)
+        self._classes = classes
+        self._spacing_um_px = spacing_um_px
+        self._cache_bytes = cache_bytes
+        self._kept: dict[int, Sample] = {}
+        self._kept_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return sample `index`; raises what `read_sample` raises."""
+        if index in self._kept:
+            return self._kept[index]
+        sample = read_sample(self.items[index], classes=self._classes, spacing_um_px=self._spacing_um_px)
+        size = sample.rgb.nbytes + sample.labels.nbytes
+        if self._kept_bytes + size <= self._cache_bytes:
+            self._kept[index] = sample
+            self._kept_bytes += size
+        return sample
+
+
+def count_pixels(store: SampleStore) -> NDArray[np.int64]:
+    """Read every sample, so that a bad file is met before training and not in its third hour.
+
+    Returns:
+        The pixels of each class index in all masks, `int64` `(256,)`.
+
+    Raises:
+        DataError: As `read_sample`.
+    """
+    counts = np.zeros(256, np.int64)
+    for index in range(len(store)):
+        counts += np.bincount(store[index].labels.ravel(), minlength=256)
+    return counts
+
+
+def _scaled_size(pixels: NDArray[np.uint8], factor: float) -> tuple[int, int]:
+    height, width = pixels.shape[:2]
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def _decode_rgb(path: Path) -> NDArray[np.uint8]:
+    import cv2
+
+    bgr = _decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return np.ascontiguousarray(bgr[..., ::-1])
+
+
+def _decode_mask(path: Path) -> NDArray[np.uint8]:
+    import cv2
+
+    mask = _decode(path, cv2.IMREAD_UNCHANGED)
+    if mask.dtype != np.uint8:
+        raise DataError(f"{path}: {mask.dtype} pixels, expected 8 bits; save class indices as uint8")
+    if mask.ndim == 2:
+        return mask
+    gray = mask[..., 0]
+    if not all(np.array_equal(gray, mask[..., c]) for c in range(1, min(3, mask.shape[2]))):
+        raise DataError(f"{path}: a colour mask, expected one channel of class indices; convert it")
+    return gray
+
+
+def _decode(path: Path, flags: int) -> NDArray[Any]:
+    # imdecode rather than imread, which writes its own warnings to stderr
+    import cv2
+
+    try:
+        pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), flags)
+    except OSError as error:
+        raise DataError(f"{path}: cannot read: {error.strerror}") from error
+    except cv2.error as error:
+        raise DataError(f"{path}: cannot decode: {error.err or error}") from error
+    if pixels is None:
+        raise DataError(f"{path}: not a picture OpenCV can decode; expected PNG, JPEG or TIFF")
+    return np.asarray(pixels)
+
+
+def _to_labels(mask: NDArray[np.uint8], rule: MaskRule, classes: int, path: Path) -> NDArray[np.uint8]:
+    if rule.threshold is not None:
+        return (mask > rule.threshold).astype(np.uint8)
+    present = set(np.unique(mask).tolist())
+    pairs = dict(rule.values) or _guess_values(present, classes)
+    wrong = sorted(present - set(pairs))
+    if wrong or max(pairs.values()) >= classes:
+        hint = "; masks of grey levels need a threshold (--mask-threshold 127)" if len(wrong) > 1 else ""
+        raise DataError(
+            f"{path}: holds the values {_shorten(sorted(present))}, expected {_shorten(sorted(pairs))} "
+            f"for {classes} classes{hint}"
+        )
+    table = np.zeros(256, np.uint8)
+    table[list(pairs)] = list(pairs.values())
+    return table[mask]
+
+
+def _guess_values(present: set[int], classes: int) -> dict[int, int]:
+    if classes == 2 and present <= {0, 255}:
+        return {0: 0, 255: 1}
+    return {index: index for index in range(classes)}
+
+
+def _shorten(values: list[int]) -> str:
+    return ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")

@@ -1,0 +1,57 @@
+"""Saving a model with its metadata, whole or not at all, and loading it again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from histoseg.errors import ModelError, OutputError
+from histoseg_train.metadata import KerasMetadata, write_metadata
+
+
+def save_model(model: Any, path: Path, metadata: KerasMetadata) -> None:
+    """Write an uncompiled model and its metadata as `.keras` or `.h5`, by the suffix of `path`.
+
+    Raises:
+        OutputError: The file cannot be written; what was there before remains.
+    """
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        with _quiet_h5_warning():
+            model.save(part)
+        write_metadata(part, metadata)
+        part.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot write the model: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_model(path: Path) -> Any:
+    """Load a `.keras` or `.h5` model for inference; code inside the file is refused, not executed.
+
+    Raises:
+        ModelError: The file cannot be loaded.
+    """
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{path}: Keras {keras.__version__} cannot load it: {reason}") from error
+
+
+@contextmanager
+def _quiet_h5_warning() -> Iterator[None]:
+    # Keras calls .h5 "legacy" on every save; here it was asked for
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
