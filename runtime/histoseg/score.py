@@ -30,9 +30,19 @@ class Confusion:
 
     def add(self, truth: Labels, prediction: Labels) -> None:
         """Count two label arrays of one shape."""
-        classes = len(self.counts)
-        pairs = truth.astype(np.intp) * classes + prediction
-        self.counts += np.bincount(pairs.ravel(), minlength=classes * classes).reshape(classes, classes)
+        self.counts += count_confusion(truth, prediction, classes=len(self.counts))
+
+
+def count_confusion(truth: Labels, prediction: Labels, *, classes: int) -> NDArray[np.int64]:
+    """Return pixels by true and predicted class, `(classes, classes)`: rows truth, columns prediction.
+
+    Raises:
+        ValueError: The two arrays of class indices differ in shape.
+    """
+    if truth.shape != prediction.shape:
+        raise ValueError(f"prediction has shape {prediction.shape}, expected the truth's {truth.shape}")
+    pairs = truth.astype(np.intp).ravel() * classes + prediction.ravel()
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
 def score_confusion(counts: NDArray[np.int64], class_names: tuple[str, ...]) -> dict[str, Any]:
