@@ -189,7 +189,15 @@ def long_run(models: Path, tmp_path: Path, start_command: Callable) -> subproces
     command = start_command(
         "histoseg-run", "long.tif", "-o", "out", "-m", models / "unet.onnx", "--no-tissue", "--batch", "1"
     )
-    process = subprocess.Popen(command, cwd=tmp_path, text=True, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # a test runner in the background ignores Ctrl-C, and its children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
     while not (tmp_path / "out" / ".long.part").exists():
         assert process.poll() is None, "the run ended before it began to write"
         time.sleep(0.02)
