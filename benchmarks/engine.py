@@ -19,7 +19,7 @@ import numpy as np
 
 from histoseg.blend import label_band
 from histoseg.demo import write_demo_slide
-from histoseg.engine import Plan, choose_batch_size, iter_bands
+from histoseg.engine import Plan, choose_batch_size, iter_rows
 from histoseg.grid import plan_grid
 from histoseg.models import default_model
 from histoseg.outputs.labels import LabelPyramid
@@ -49,9 +49,13 @@ def run_whole(
 ) -> tuple[float, dict[str, float]]:
     card, clock, begin = session.card, Stopwatch(), time.perf_counter()
     pyramid = LabelPyramid(folder / "labels.tif", slide.m_size, slide.scale.spacing_um_px, card.class_colors)
-    for band in iter_bands(slide, session, plan, clock=clock):
+    for parts in iter_rows(slide, session, plan, clock=clock):
+        labels = []
+        for part in parts:
+            with clock.time("write"):
+                labels.append(label_band(part, background=card.background_index))
         with clock.time("write"):
-            pyramid.add(band.m_y, label_band(band, background=card.background_index))
+            pyramid.add(part.m_y, np.concatenate(labels, axis=1))
     with clock.time("write"):
         pyramid.close()
     return time.perf_counter() - begin, clock.report(("read", "infer", "blend", "write"))

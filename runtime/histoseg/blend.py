@@ -1,4 +1,4 @@
-"""Windows, and the accumulator that blends tile predictions into finished bands.
+"""Windows, and the blender that turns tile predictions into finished pixels.
 
 A window is a product of two one-dimensional ones. `cosine` has zero weight in the halo and a raised-cosine
 cross-fade over the rest of the overlap; `crop` cuts in the middle of it. Both are partitions of unity.
@@ -23,14 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Band:
-    """Finished rows of a slide, over its whole width."""
+    """Finished pixels: rows over the slide's whole width, or over the part that one tile completes."""
 
     m_y: int
     """First row, in model pixels."""
     probabilities: Floats
-    """`(rows, width, channels)`; 0 where nothing ran."""
+    """`(rows, columns, channels)`; 0 where nothing ran."""
     covered: Mask
-    """`(rows, width)`: where a prediction was written."""
+    """`(rows, columns)`: where a prediction was written."""
+    m_x: int = 0
+    """First column, in model pixels."""
 
 
 def build_ramp(fade: int, blend: Blend) -> Floats:
@@ -66,65 +68,91 @@ def build_weights(axis: Axis, index: int, blend: Blend) -> Floats:
     return weights[begin - first : end - first]
 
 
-class BandAccumulator:
-    """Blends tile predictions and hands out rows that no later tile can touch.
+class Blender:
+    """Blends tile predictions and hands out what no later tile can touch.
 
-    Holds `tile height x slide width x channels` float32 means, whatever the slide's height.
-    Tiles must come row by row.
+    Keeps only what neighbours still share: the cross-fade below a row of tiles, over the slide's width, and
+    the one to the right of the last tile. All else is final at once. Tiles must come row by row.
     """
 
     def __init__(self, grid: Grid, channels: int, blend: Blend) -> None:
-        """Allocate for one row of tiles of `grid`."""
-        rows = min(grid.y.tile - 2 * grid.y.halo, grid.y.length)
+        """Begin at the slide's top left corner."""
         self._grid = grid
         self._blend: Blend = blend
-        self._means = np.zeros((rows, grid.x.length, channels), np.float32)
-        self._weights = np.zeros((rows, grid.x.length), np.float32)
-        self._m_top = 0
-        self._x_weights: dict[int, Floats] = {}
+        self._channels = channels
+        self._below = _Means.empty(grid.y.fade, grid.x.length, channels)
+        self._right = _Means.empty(0, 0, channels)
 
-    def add(self, tile: Tile, prediction: Floats) -> None:
-        """Add one tile's prediction.
+    def add(self, tile: Tile, prediction: Floats | None) -> Band:
+        """Blend the next tile and return the pixels that are now final.
 
         Args:
-            tile: A tile of the grid; its row must not have been finished.
-            prediction: `(tile height, tile width, channels)` float32.
+            tile: The next tile of the grid, row by row.
+            prediction: `(tile height, tile width, channels)` float32; `None` for a tile that did not run.
         """
         x0, y0, x1, y1 = tile.m_write
-        if x0 >= x1 or y0 >= y1:
-            return
-        weights = build_weights(self._grid.y, tile.row, self._blend)[:, None] * self._column_weights(
-            tile.column
+        width = self._grid.x.final_before(tile.column + 1) - x0
+        height = self._grid.y.final_before(tile.row + 1) - y0
+        area = _Means.empty(y1 - y0, x1 - x0, self._channels)
+        # rows and columns that earlier tiles have written
+        top = self._grid.y.fade if tile.row > 0 else 0
+        left = self._grid.x.fade if tile.column > 0 else 0
+        area.paste(0, 0, self._below.cut(0, top, x0, x1))
+        area.paste(0, 0, self._right.cut(0, y1 - y0, 0, left))
+        if prediction is not None:
+            weights = np.outer(*self._weigh(tile))
+            valid = prediction[y0 - tile.m_y : y1 - tile.m_y, x0 - tile.m_x : x1 - tile.m_x]
+            area.cut(0, top, 0, x1 - x0).mix(valid[:top], weights[:top])
+            area.cut(top, y1 - y0, 0, left).mix(valid[top:, :left], weights[top:, :left])
+            area.cut(top, y1 - y0, left, x1 - x0).put(valid[top:, left:], weights[top:, left:])
+        self._below.paste(0, x0, area.cut(height, y1 - y0, 0, width))
+        self._right = area.cut(0, y1 - y0, width, x1 - x0)
+        final = area.cut(0, height, 0, width)
+        return Band(y0, final.values, final.weights > 0, x0)
+
+    def _weigh(self, tile: Tile) -> tuple[Floats, Floats]:
+        return (
+            build_weights(self._grid.y, tile.row, self._blend),
+            build_weights(self._grid.x, tile.column, self._blend),
         )
-        valid = prediction[y0 - tile.m_y : y1 - tile.m_y, x0 - tile.m_x : x1 - tile.m_x]
-        rows = slice(y0 - self._m_top, y1 - self._m_top)
-        means, total = self._means[rows, x0:x1], self._weights[rows, x0:x1]
-        total += weights
-        share = np.divide(weights, total, out=np.zeros_like(total), where=total > 0)
-        means += (valid - means) * share[..., None]
-
-    def finish_row(self, row: int) -> Band | None:
-        """Return the rows that are final once tile row `row` is done, and forget them."""
-        bottom = self._grid.y.final_before(row + 1)
-        count = bottom - self._m_top
-        if count <= 0:
-            return None
-        band = Band(self._m_top, self._means[:count], self._weights[:count] > 0)
-        self._means, self._weights = _shift_up(self._means, count), _shift_up(self._weights, count)
-        self._m_top += count
-        return band
-
-    def _column_weights(self, column: int) -> Floats:
-        if column not in self._x_weights:
-            self._x_weights[column] = build_weights(self._grid.x, column, self._blend)
-        return self._x_weights[column]
 
 
-def _shift_up(rows: Floats, count: int) -> Floats:
-    """Return a new array without the first `count` rows, filled up with zeros."""
-    shifted = np.zeros_like(rows)
-    shifted[: len(rows) - count] = rows[count:]
-    return shifted
+@dataclass(frozen=True)
+class _Means:
+    """Weighted means so far, `(rows, columns, channels)`, and the sums of their weights."""
+
+    values: Floats
+    weights: Floats
+
+    @classmethod
+    def empty(cls, rows: int, columns: int, channels: int) -> _Means:
+        return cls(np.zeros((rows, columns, channels), np.float32), np.zeros((rows, columns), np.float32))
+
+    def cut(self, top: int, bottom: int, left: int, right: int) -> _Means:
+        return _Means(self.values[top:bottom, left:right], self.weights[top:bottom, left:right])
+
+    def paste(self, top: int, left: int, part: _Means) -> None:
+        rows, columns = part.weights.shape
+        self.values[top : top + rows, left : left + columns] = part.values
+        self.weights[top : top + rows, left : left + columns] = part.weights
+
+    def put(self, values: Floats, weights: Floats) -> None:
+        """Write weighted values of the same shape where nothing is yet."""
+        self.weights[...] = weights
+        np.copyto(self.values, values, where=(weights > 0)[..., None])
+
+    def mix(self, values: Floats, weights: Floats) -> None:
+        """Add weighted values of the same shape."""
+        self.weights[...] += weights
+        share = np.divide(weights, self.weights, out=np.zeros_like(weights), where=self.weights > 0)
+        self.values[...] += (values - self.values) * share[..., None]
+
+
+def join_bands(parts: list[Band]) -> Band:
+    """Return parts that lie side by side as one band."""
+    probabilities = np.concatenate([part.probabilities for part in parts], axis=1)
+    covered = np.concatenate([part.covered for part in parts], axis=1)
+    return Band(parts[0].m_y, probabilities, covered, parts[0].m_x)
 
 
 def label_band(band: Band, *, background: int, threshold: float | None = None) -> Labels:

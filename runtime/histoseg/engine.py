@@ -7,15 +7,16 @@ model, the caller's thread blends and consumes bands. Every queue is bounded, so
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from histoseg.blend import Band, BandAccumulator
+from histoseg.blend import Band, Blender, join_bands
 from histoseg.grid import Grid, Tile
 from histoseg.session import Session
 from histoseg.slide import ScaledSlide
@@ -46,15 +47,15 @@ class Plan:
     readers: int
 
 
-def iter_bands(
+def iter_rows(
     slide: ScaledSlide,
     session: Session,
     plan: Plan,
     *,
     clock: Stopwatch | None = None,
     on_tiles: Callable[[int, int], None] | None = None,
-) -> Iterator[Band]:
-    """Run a model over a slide and yield finished bands from top to bottom.
+) -> Iterator[Iterator[Band]]:
+    """Run a model over a slide and yield finished rows from top to bottom, each in parts from left to right.
 
     Args:
         slide: Where pixels come from.
@@ -65,31 +66,38 @@ def iter_bands(
             thread.
 
     Yields:
-        Bands that cover every row of the slide exactly once.
+        For every row of tiles the parts of one band, each to be taken before the next. Together they cover
+        every pixel of the slide exactly once.
 
     Raises:
         SlideError: The slide is damaged.
         ModelError: The model failed.
     """
-    clock = clock or Stopwatch()
-    accumulator = BandAccumulator(plan.grid, len(session.card.class_names), plan.blend)
-    row = 0
-    if on_tiles:
-        on_tiles(0, len(plan.tiles))
+    clock, note = clock or Stopwatch(), on_tiles or (lambda done, total: None)
     with (
         ThreadPoolExecutor(plan.readers, "histoseg-read") as readers,
         ThreadPoolExecutor(1, "histoseg-infer") as runner,
     ):
-        for done, (tile, prediction) in enumerate(_predict(slide, session, plan, readers, runner, clock), 1):
-            while row < tile.row:
-                yield from _finish(accumulator, row, clock)
-                row += 1
-            with clock.time("blend"):
-                accumulator.add(tile, prediction)
-            if on_tiles and (done % plan.batch_size == 0 or done == len(plan.tiles)):
-                on_tiles(done, len(plan.tiles))
-        for last in range(row, plan.grid.y.count):
-            yield from _finish(accumulator, last, clock)
+        predictions = _predict(slide, session, plan, readers, runner, clock)
+        with closing(predictions), closing(_blend(predictions, session, plan, clock, note)) as parts:
+            for _ in range(plan.grid.y.count):
+                yield islice(parts, plan.grid.x.count)
+
+
+def iter_bands(
+    slide: ScaledSlide,
+    session: Session,
+    plan: Plan,
+    *,
+    clock: Stopwatch | None = None,
+    on_tiles: Callable[[int, int], None] | None = None,
+) -> Iterator[Band]:
+    """Yield finished bands of probabilities over the slide's whole width; see `iter_rows`.
+
+    A band takes `rows x slide width x classes` float32; `iter_rows` needs the part of one tile only.
+    """
+    for parts in iter_rows(slide, session, plan, clock=clock, on_tiles=on_tiles):
+        yield join_bands(list(parts))
 
 
 def choose_batch_size(session: Session, tile_size: tuple[int, int], wanted: int | None = None) -> int:
@@ -118,9 +126,34 @@ def map_ordered(
             future.cancel()
 
 
+def _blend(
+    predictions: Iterator[tuple[Tile, Floats]],
+    session: Session,
+    plan: Plan,
+    clock: Stopwatch,
+    note: Callable[[int, int], None],
+) -> Generator[Band]:
+    """Yield the final part of every tile of the grid, whether it ran or not."""
+    blender = Blender(plan.grid, len(session.card.class_names), plan.blend)
+    total = len(plan.tiles)
+    waiting, done = deque(plan.tiles), 0
+    note(done, total)
+    for tile in plan.grid.iter_tiles():
+        prediction = None
+        if waiting and waiting[0] == tile:
+            waiting.popleft()
+            _, prediction = next(predictions)
+            done += 1
+        with clock.time("blend"):
+            band = blender.add(tile, prediction)
+        if prediction is not None and (done % plan.batch_size == 0 or done == total):
+            note(done, total)
+        yield band
+
+
 def _predict(
     slide: ScaledSlide, session: Session, plan: Plan, readers: Executor, runner: Executor, clock: Stopwatch
-) -> Iterator[tuple[Tile, Floats]]:
+) -> Generator[tuple[Tile, Floats]]:
     width, height = plan.grid.tile_size
 
     def read(tile: Tile) -> tuple[Tile, Pixels]:
@@ -143,10 +176,3 @@ def _predict(
 def _batches(items: Iterator[In], size: int) -> Iterator[list[In]]:
     while batch := list(islice(items, size)):
         yield batch
-
-
-def _finish(accumulator: BandAccumulator, row: int, clock: Stopwatch) -> Iterator[Band]:
-    with clock.time("blend"):
-        band = accumulator.finish_row(row)
-    if band is not None:
-        yield band

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import histoseg
 from histoseg.blend import Band, label_band
 from histoseg.card import Blend, ModelCard
-from histoseg.engine import Plan, choose_batch_size, iter_bands
+from histoseg.engine import Plan, choose_batch_size, iter_rows
 from histoseg.errors import HistosegError, OutputError
 from histoseg.grid import Grid, plan_grid
 from histoseg.outputs import LabelSink
@@ -85,14 +87,14 @@ def segment_slide(
         tissue, plan = _plan(opened, grid, session, options)
         folder = stack.enter_context(_output_folder(Path(out) / opened.name))
         report = _describe(scaled, session, plan, tissue)
-        bands = iter_bands(scaled, session, plan, clock=clock, on_tiles=on_tiles)
-        report |= _write(bands, scaled, folder, session.card, reference, options.threshold, clock)
+        rows = iter_rows(scaled, session, plan, clock=clock, on_tiles=on_tiles)
+        report |= _write(rows, scaled, folder, session.card, reference, options.threshold, clock)
         (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 
 
 def _write(
-    bands: Iterator[Band],
+    rows: Iterator[Iterator[Band]],
     slide: ScaledSlide,
     folder: Path,
     card: ModelCard,
@@ -108,13 +110,16 @@ def _write(
     overlay = Overlay(folder / "overlay.png", slide.slide, slide.m_size, card.class_colors, background)
     with LabelPyramid(folder / "labels.tif", slide.m_size, spacing, card.class_colors) as pyramid:
         sinks: list[LabelSink] = [pyramid, overlay, counts]
-        for band in bands:
+        for parts in rows:
+            labels = []
+            for part in parts:
+                with clock.time("write"):
+                    labels.append(label_band(part, background=background, threshold=threshold))
+                    if score:
+                        score.add(part, labels[-1])
             with clock.time("write"):
-                labels = label_band(band, background=background, threshold=threshold)
                 for sink in sinks:
-                    sink.add(band.m_y, labels)
-                if score:
-                    score.add(band.m_y, labels, band.probabilities)
+                    sink.add(part.m_y, np.concatenate(labels, axis=1))
         with clock.time("write"):
             for sink in sinks:
                 sink.close()

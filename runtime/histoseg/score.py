@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from histoseg.arrays import Floats, Labels
+    from histoseg.blend import Band
     from histoseg.truth import Truth
 
 
@@ -125,17 +126,21 @@ class TruthScore:
         self._names = class_names
         self._confusion = Confusion(len(class_names))
         self._sweep = ThresholdSweep() if len(class_names) == 2 else None
+        self._rows: tuple[int, Labels] | None = None
 
-    def add(self, m_y: int, labels: Labels, probabilities: Floats) -> None:
-        """Compare the next rows: `(rows, width)` labels, `(rows, width, classes)` probabilities.
+    def add(self, band: Band, labels: Labels) -> None:
+        """Compare the next finished pixels, and the classes they were given.
 
         Raises:
             TruthError: The truth holds a value that is no class.
         """
-        truth = self._truth.read(m_y, len(labels))
+        rows, columns = labels.shape
+        if self._rows is None or self._rows[0] != band.m_y:
+            self._rows = (band.m_y, self._truth.read(band.m_y, rows))
+        truth = self._rows[1][:, band.m_x : band.m_x + columns]
         self._confusion.add(truth, labels)
         if self._sweep is not None:
-            self._sweep.add(truth, probabilities[..., 1])
+            self._sweep.add(truth, band.probabilities[..., 1])
 
     def report(self) -> dict[str, Any]:
         """Return the scores, see `score_confusion`, and `thresholds` for two classes."""
