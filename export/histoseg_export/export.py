@@ -158,7 +158,7 @@ def _save(path: Path, graph: onnx.ModelProto, card: ModelCard) -> None:
 
 def _publish(part: Path, result: ExportResult) -> None:
     try:
-        write_report(result)
         part.replace(result.path)
+        write_report(result)
     except OSError as error:
         raise OutputError(f"{result.path}: cannot be written ({error.strerror})") from error

@@ -39,7 +39,7 @@ def import_tensorflow() -> None:
     except ImportError as error:
         raise ModelError(
             f"Keras models need TensorFlow, Keras and tf2onnx ({error}); "
-            "install them: pip install 'histoseg[export]'"
+            "install histoseg again with its extra [export]"
         ) from error
     for name in ("absl", "tensorflow", "tf2onnx"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,12 +58,12 @@ def load_regions(path: Path) -> tuple[Region, ...]:
         data = path.read_bytes()
         if path.name.lower().endswith(".gz"):
             data = gzip.decompress(data)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise AnnotationError(f"{path}: cannot be read ({error})") from error
     parse = _parse_xml if path.name.lower().endswith(XML_SUFFIXES) else _parse_geojson
     try:
         regions = tuple(parse(data))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         kind = "ImageScope XML" if parse is _parse_xml else "GeoJSON"
         words = " ".join(str(error).split())[:120]
         raise AnnotationError(

@@ -13,7 +13,7 @@ import click
 import histoseg
 from histoseg.card import Blend
 from histoseg.command import run_command
-from histoseg.errors import HistosegError, OutputError, SlideError
+from histoseg.errors import HistosegError, OptionError, OutputError, SlideError
 
 if TYPE_CHECKING:
     from histoseg.job import RunOptions
@@ -61,8 +61,8 @@ def _check_provider(context: click.Context, parameter: click.Parameter, value: s
 @click.option("--threshold", type=click.FloatRange(0, 1, min_open=True, max_open=True),
               help="Probability of the second class (two-class models).")  # fmt: skip
 @click.option("--no-tissue", is_flag=True, help="Run every tile, tissue or not.")
-@click.option("--batch", type=click.IntRange(min=1), help="Tiles at a time.  [default: by size]")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads for the model.  [default: all]")
+@click.option("--batch", type=click.IntRange(1, 1024), help="Tiles at a time.  [default: by size]")
+@click.option("--threads", type=click.IntRange(1, 256), help="CPU threads for the model.  [default: all]")
 @click.option("--demo", is_flag=True, help="Draw a slide with known nuclei, segment it, show the Dice.")
 @click.version_option(histoseg.__version__)
 def command(**options: Any) -> int:
@@ -121,33 +121,22 @@ def _open_model(options: dict[str, Any]) -> Session:
 
 
 def _read_options(options: dict[str, Any], session: Session) -> RunOptions:
-    from histoseg.job import RunOptions
+    from histoseg.job import RunOptions, check_options
 
-    tiling, side = session.card.tiling, min(session.card.patch_size_pixels)
-    overlap = options["overlap"]
-    if overlap is not None and not 2 * tiling.halo_px <= overlap <= side - tiling.stride_multiple:
-        raise click.BadParameter(
-            f"{overlap} px does not fit this model, expected {2 * tiling.halo_px} (twice its halo) to "
-            f"{side - tiling.stride_multiple}",
-            param_hint="--overlap",
-        )
-    if options["batch"] and session.batch_size not in (None, options["batch"]):
-        raise click.BadParameter(
-            f"the model takes batches of {session.batch_size} only", param_hint="--batch"
-        )
-    if options["threshold"] is not None and len(session.card.class_names) != 2:
-        raise click.BadParameter(
-            f"the model has {len(session.card.class_names)} classes, expected 2", param_hint="--threshold"
-        )
-    return RunOptions(
+    chosen = RunOptions(
         mpp=options["mpp"],
         allow_coarse=options["allow_coarse"],
         blend=options["blend"],
-        overlap_px=overlap,
+        overlap_px=options["overlap"],
         threshold=options["threshold"],
         tissue=not options["no_tissue"],
         batch_size=options["batch"],
     )
+    try:
+        check_options(chosen, session)
+    except OptionError as error:
+        raise click.UsageError(str(error)) from error
+    return chosen
 
 
 def _run_all(slides: list[Path], session: Session, out: Path, options: dict[str, Any]) -> int:
@@ -178,7 +167,10 @@ def _run_demo(options: dict[str, Any]) -> int:
     except OSError as error:
         raise OutputError(f"{out}: cannot be made a folder ({error.strerror}); choose another -o") from error
     click.echo(f"drawing a slide with known nuclei in {out}/ ...")
-    slide, truth = write_demo_slide(out)
+    try:
+        slide, truth = write_demo_slide(out)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error}); choose another -o") from error
     with _open_model(options) as session:
         code = _run_all([slide], session, out, {**options, "truth": truth})
     if code == 0:

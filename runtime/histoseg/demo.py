@@ -26,6 +26,7 @@ STAINS = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]], np.float
 
 GLASS = np.array([244, 243, 246], np.float32)
 TILE_PX = 256
+STRIP_PX = 512
 JPEG_QUALITY = 88
 
 
@@ -76,7 +77,8 @@ def write_demo_slide(folder: Path, *, size: int = DEMO_SIZE_PX, seed: int = DEMO
     rgb, truth = draw_slide(size, seed)
     slide_path, truth_path = folder / "demo-slide.tif", folder / "demo-truth.png"
     write_pyramid(slide_path, rgb, SPACING_UM_PX)
-    cv2.imwrite(str(truth_path), truth * np.uint8(255))
+    if not cv2.imwrite(str(truth_path), truth * np.uint8(255)):
+        raise OSError(f"{truth_path} was not written")
     return slide_path, truth_path
 
 
@@ -138,7 +140,8 @@ def _bend(rng: np.random.Generator, straight: Floats) -> Floats:
     import cv2
 
     size = straight.shape[0]
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32)
+    side = np.arange(size, dtype=np.float32)
+    x, y = side[None, :], side[:, None]
     across, along = (_noise(rng, size, 260) for _ in range(2))
     return np.asarray(
         cv2.remap(straight, x + 50 * along, y + 90 * across, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT),
@@ -148,7 +151,8 @@ def _bend(rng: np.random.Generator, straight: Floats) -> Floats:
 
 def _draw_tissue(size: int, rng: np.random.Generator) -> Mask:
     """Return where the section lies: one ragged piece in the middle of the glass."""
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size - 0.5
+    side = np.arange(size, dtype=np.float32) / size - 0.5
+    x, y = side[None, :], side[:, None]
     edge = 0.43 + 0.03 * _noise(rng, size, size / 6) + 0.004 * _noise(rng, size, max(8, size / 90))
     distance = np.maximum(np.abs(x), np.abs(y)) * 0.5 + np.hypot(x, y) * 0.5
     return np.asarray(distance < edge)
@@ -230,6 +234,10 @@ def _develop(rng: np.random.Generator, nuclei: Floats, tissue: Mask, epithelium:
     )
     stains = np.stack([haematoxylin, eosin], axis=-1).clip(0)
     stains = cv2.GaussianBlur(stains, (0, 0), 0.8)  # the lens
-    light = GLASS * np.exp(-stains @ STAINS)
-    light += rng.standard_normal((size, size, 1)).astype(np.float32) * 1.5
-    return np.asarray(np.rint(light).clip(0, 255), np.uint8)
+    rgb = np.empty((size, size, 3), np.uint8)
+    for top in range(0, size, STRIP_PX):
+        strip = stains[top : top + STRIP_PX]
+        light = GLASS * np.exp(-strip @ STAINS)
+        light += rng.standard_normal((*strip.shape[:2], 1), np.float32) * 1.5
+        rgb[top : top + STRIP_PX] = np.rint(light).clip(0, 255)
+    return rgb

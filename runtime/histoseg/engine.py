@@ -54,7 +54,7 @@ def iter_rows(
     *,
     clock: Stopwatch | None = None,
     on_tiles: Callable[[int, int], None] | None = None,
-) -> Iterator[Iterator[Band]]:
+) -> Generator[Iterator[Band]]:
     """Run a model over a slide and yield finished rows from top to bottom, each in parts from left to right.
 
     Args:
@@ -91,13 +91,14 @@ def iter_bands(
     *,
     clock: Stopwatch | None = None,
     on_tiles: Callable[[int, int], None] | None = None,
-) -> Iterator[Band]:
+) -> Generator[Band]:
     """Yield finished bands of probabilities over the slide's whole width; see `iter_rows`.
 
     A band takes `rows x slide width x classes` float32; `iter_rows` needs the part of one tile only.
     """
-    for parts in iter_rows(slide, session, plan, clock=clock, on_tiles=on_tiles):
-        yield join_bands(list(parts))
+    with closing(iter_rows(slide, session, plan, clock=clock, on_tiles=on_tiles)) as rows:
+        for parts in rows:
+            yield join_bands(list(parts))
 
 
 def choose_batch_size(session: Session, tile_size: tuple[int, int], wanted: int | None = None) -> int:

@@ -38,6 +38,10 @@ class AnnotationError(HistosegError, ValueError):
     """An annotation file cannot be read, or names classes that the model does not have."""
 
 
+class OptionError(HistosegError, ValueError):
+    """An option does not fit the model."""
+
+
 class OutputError(HistosegError, OSError):
     """A result cannot be written."""
 

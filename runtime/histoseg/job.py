@@ -6,8 +6,8 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import histoseg
 from histoseg.blend import Band, label_band
 from histoseg.card import Blend, ModelCard
 from histoseg.engine import Plan, choose_batch_size, iter_rows
-from histoseg.errors import HistosegError, OutputError
+from histoseg.errors import HistosegError, OptionError, OutputError, SlideError
 from histoseg.grid import Grid, plan_grid
 from histoseg.outputs import LabelSink
 from histoseg.outputs.classes import ClassCounts
@@ -73,24 +73,61 @@ def segment_slide(
         What `report.json` holds.
 
     Raises:
+        OptionError: An option does not fit the model.
         SlideError: The slide cannot be opened or read, or has the wrong um/px.
         TruthError: The truth does not fit.
         ModelError: The model failed.
         OutputError: The results cannot be written.
     """
     clock, options = Stopwatch(), options or RunOptions()
+    check_options(options, session)
     with ExitStack() as stack:
         opened: Slide = stack.enter_context(open_slide(slide)) if isinstance(slide, str | Path) else slide
         scaled = _scale(opened, session, options)
         grid = _lay_grid(scaled, session, options)
         reference = _enter_truth(stack, truth, scaled, session) if truth else None
         tissue, plan = _plan(opened, grid, session, options)
-        folder = stack.enter_context(_output_folder(Path(out) / opened.name))
+        folder = stack.enter_context(_output_folder(Path(out) / check_name(opened.name)))
         report = _describe(scaled, session, plan, tissue)
-        rows = iter_rows(scaled, session, plan, clock=clock, on_tiles=on_tiles)
+        report["options"] = {**asdict(options), "truth": str(truth) if truth else None}
+        # closed before the slide is: readers must be out of it by then
+        rows = stack.enter_context(closing(iter_rows(scaled, session, plan, clock=clock, on_tiles=on_tiles)))
         report |= _write(rows, scaled, folder, session.card, reference, options.threshold, clock)
         (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def check_name(name: str) -> str:
+    """Return a slide's name, which becomes a folder's, if it stays inside the output folder.
+
+    Raises:
+        SlideError: It is empty, or names another place.
+    """
+    if name in ("", ".", "..") or any(mark in name for mark in "/\\\0"):
+        raise SlideError(f"the slide's name is {name!r}, expected one that can name a folder")
+    return name
+
+
+def check_options(options: RunOptions, session: Session) -> None:
+    """Refuse options that do not fit the model.
+
+    Raises:
+        OptionError: The message names the option as the command line does.
+    """
+    tiling, side = session.card.tiling, min(session.card.patch_size_pixels)
+    least, most = 2 * tiling.halo_px, side - tiling.stride_multiple
+    if options.overlap_px is not None and not least <= options.overlap_px <= most:
+        raise OptionError(
+            f"--overlap is {options.overlap_px} px, expected {least} (twice the model's halo) to {most}"
+        )
+    if options.batch_size and session.batch_size not in (None, options.batch_size):
+        raise OptionError(f"--batch is {options.batch_size}, expected {session.batch_size}, the model's own")
+    if options.threshold is not None and len(session.card.class_names) != 2:
+        raise OptionError(
+            f"--threshold is for two classes, but the model has {len(session.card.class_names)} classes"
+        )
+    if options.mpp is not None and not 0 < options.mpp < math.inf:
+        raise OptionError(f"--mpp is {options.mpp}, expected um/px above 0")
 
 
 def _write(
@@ -106,7 +143,7 @@ def _write(
     threshold = card.output.threshold if threshold is None else threshold
     spacing, background = slide.scale.spacing_um_px, card.background_index
     counts = ClassCounts(card.class_names)
-    score = TruthScore(truth, card.class_names) if truth else None
+    score = TruthScore(truth, card.class_names, background) if truth else None
     overlay = Overlay(folder / "overlay.png", slide.slide, slide.m_size, card.class_colors, background)
     with LabelPyramid(folder / "labels.tif", slide.m_size, spacing, card.class_colors) as pyramid:
         sinks: list[LabelSink] = [pyramid, overlay, counts]

@@ -120,8 +120,9 @@ class ThresholdSweep:
 class TruthScore:
     """Scores bands against a truth as they come."""
 
-    def __init__(self, truth: Truth, class_names: tuple[str, ...]) -> None:
-        """Score against `truth`, at the model's um/px."""
+    def __init__(self, truth: Truth, class_names: tuple[str, ...], background: int = 0) -> None:
+        """Score against `truth`, at the model's um/px; pixels that did not run are `background`."""
+        self._background = background
         self._truth = truth
         self._names = class_names
         self._confusion = Confusion(len(class_names))
@@ -140,7 +141,8 @@ class TruthScore:
         truth = self._rows[1][:, band.m_x : band.m_x + columns]
         self._confusion.add(truth, labels)
         if self._sweep is not None:
-            self._sweep.add(truth, band.probabilities[..., 1])
+            skipped = np.float32(self._background)  # the probability of class 1 where nothing ran
+            self._sweep.add(truth, np.where(band.covered, band.probabilities[..., 1], skipped))
 
     def report(self) -> dict[str, Any]:
         """Return the scores, see `score_confusion`, and `thresholds` for two classes."""

@@ -36,23 +36,26 @@ class Provider:
 
     ort_name: str
     wheel: str
-    extra: str
+    requirement: str
+    """What pip installs for it: the wheel with its extras."""
     options: tuple[tuple[str, str], ...] = ()
 
 
 PROVIDERS: dict[str, Provider] = {
-    "tensorrt": Provider("TensorrtExecutionProvider", "onnxruntime-gpu", "gpu"),
+    "tensorrt": Provider("TensorrtExecutionProvider", "onnxruntime-gpu", "onnxruntime-gpu[cuda,cudnn]"),
     "cuda": Provider(
         "CUDAExecutionProvider",
         "onnxruntime-gpu",
-        "gpu",
+        "onnxruntime-gpu[cuda,cudnn]",
         # TF32 off, so that CPU and GPU agree; an exhaustive search costs minutes and wins nothing here
         (("use_tf32", "0"), ("cudnn_conv_algo_search", "HEURISTIC")),
     ),
-    "openvino": Provider("OpenVINOExecutionProvider", "onnxruntime-openvino", "openvino"),
-    "cpu": Provider("CPUExecutionProvider", "onnxruntime", "cpu"),
+    "openvino": Provider("OpenVINOExecutionProvider", "onnxruntime-openvino", "onnxruntime-openvino"),
+    "cpu": Provider("CPUExecutionProvider", "onnxruntime", "onnxruntime"),
 }
 TENSOR_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(float16)": "float16"}
+# what rounding in half precision may add to a probability
+PROBABILITY_SLACK = 2e-3
 AUTO_ORDER = ("cuda", "openvino", "cpu")
 WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
 
@@ -226,6 +229,12 @@ def read_output(raw: Any, card: ModelCard, batch: tuple[int, ...]) -> Floats:
     values: Floats = raw.astype(np.float32, copy=False)
     if card.output.activation == "logits":
         values = _sigmoid(values) if card.output.channels == 1 else _softmax(values)
+    low, high = float(values.min()), float(values.max())
+    if not (low >= -PROBABILITY_SLACK and high <= 1 + PROBABILITY_SLACK):  # also when one of them is NaN
+        raise ModelError(
+            f"the model's output lies between {low:g} and {high:g}, expected probabilities; its card says "
+            f"'{card.output.activation}': set output.activation to what the model really gives"
+        )
     if card.output.channels == 1:
         values = np.concatenate([1 - values, values], axis=-1)
     return values
@@ -248,15 +257,15 @@ def _import_onnxruntime() -> Any:
     if len(wheels) > 1:
         raise ProviderError(
             f"{' and '.join(wheels)} are installed side by side and break each other (one module, several "
-            f"wheels); repair with: pip uninstall -y {' '.join(wheels)} && pip install 'histoseg[cpu]' "
-            "(or [gpu], [openvino])"
+            f"wheels); repair with: pip uninstall -y {' '.join(wheels)} && pip install onnxruntime "
+            "(or one of the others)"
         )
     try:
         import onnxruntime
     except ImportError as error:
         raise ProviderError(
             f"onnxruntime cannot be imported ({_first_line(error)}); "
-            "install one: pip install 'histoseg[cpu]' (or 'histoseg[gpu]', 'histoseg[openvino]')"
+            "install one: pip install onnxruntime (or 'onnxruntime-gpu[cuda,cudnn]', onnxruntime-openvino)"
         ) from error
     return onnxruntime
 
@@ -271,8 +280,12 @@ def _load(model: Path, provider: str, threads: int) -> Any:
     known = PROVIDERS.get(provider)
     name, settings = (known.ort_name, dict(known.options)) if known else (provider, {})
     try:
-        return ort.InferenceSession(str(model), options, providers=[(name, settings)])
+        return ort.InferenceSession(str(model), options, providers=[(name, settings)], enable_fallback=0)
     except Exception as error:
+        if type(error).__name__ == "EPFail":
+            raise ProviderError(
+                f"provider '{provider}' fails here ({_first_line(error)}); {_repair(provider)}"
+            ) from error
         raise ModelError(
             f"{model}: not an ONNX model that onnxruntime loads ({_first_line(error)})"
         ) from error
@@ -295,7 +308,7 @@ def _repair(provider: str) -> str:
         return "see histoseg-doctor"
     others = " ".join(wheel for wheel in installed_wheels() if wheel != known.wheel)
     remove = f"pip uninstall -y {others} && " if others else ""
-    return f"repair with: {remove}pip install 'histoseg[{known.extra}]', then histoseg-doctor"
+    return f"repair with: {remove}pip install '{known.requirement}', then histoseg-doctor"
 
 
 def _find_card(session: Any, model: Path, sidecar: Path | None) -> ModelCard:
@@ -318,9 +331,10 @@ def _find_card(session: Any, model: Path, sidecar: Path | None) -> ModelCard:
 
 def _check_tensors(session: Any, card: ModelCard, model: Path) -> None:
     inputs, outputs = ([v.name for v in values] for values in (session.get_inputs(), session.get_outputs()))
-    dtype = TENSOR_TYPES.get(session.get_inputs()[0].type, session.get_inputs()[0].type)
     if inputs != [card.input.name]:
-        raise CardError(f"{model}: field 'input.name' is {card.input.name!r}, expected {', '.join(inputs)}")
+        expected = ", ".join(inputs) or "a model with an input"
+        raise CardError(f"{model}: field 'input.name' is {card.input.name!r}, expected {expected}")
+    dtype = TENSOR_TYPES.get(session.get_inputs()[0].type, session.get_inputs()[0].type)
     if dtype != card.input.dtype:
         raise CardError(f"{model}: field 'input.dtype' is {card.input.dtype}, but the model takes {dtype}")
     if card.output.name not in outputs:

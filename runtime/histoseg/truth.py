@@ -258,12 +258,15 @@ def _open_tiff(path: Path) -> _TiffRows:
 
     try:
         page = (tif := tifffile.TiffFile(path)).pages[0]
-    except (tifffile.TiffFileError, ValueError, IndexError) as error:
+    except (tifffile.TiffFileError, ValueError, LookupError, ArithmeticError, TypeError) as error:
         raise TruthError(
             f"{path}: cannot be read as a TIFF ({error}), expected an index or 0/255 mask"
         ) from error
     assert isinstance(page, tifffile.TiffPage)
     _check_kind(path, page.samplesperpixel, page.dtype)
+    side = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+    if not all(isinstance(value, int) and value > 0 for value in (*side, *page.shape)):
+        raise TruthError(f"{path}: is a damaged TIFF (sizes {side} and {page.shape}); write it again")
     return _TiffRows(tif)
 
 

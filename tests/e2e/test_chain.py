@@ -15,6 +15,8 @@ import tifffile
 
 from histoseg.demo import draw_slide, write_demo_slide
 from histoseg.session import open_session
+from histoseg_train.metadata import read_metadata
+from histoseg_train.modelfile import load_model, save_model
 
 BIN = Path(sys.executable).parent
 
@@ -33,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(folder: Path) -> dict[str, Path]:
-    """A small U-Net trained on drawn tissue, saved as `.keras` and as `.h5`, and both exported."""
+    """A small U-Net trained on drawn tissue; the same model as `.keras` and as `.h5`, both exported."""
     data = folder / "data"
     for kind in ("images", "masks"):
         (data / kind).mkdir(parents=True)
@@ -41,15 +43,16 @@ def models(folder: Path) -> dict[str, Path]:
         rgb, truth = draw_slide(192, 100 + seed)
         cv2.imwrite(str(data / "images" / f"{seed}.png"), rgb[..., ::-1])
         cv2.imwrite(str(data / "masks" / f"{seed}.png"), truth * np.uint8(255))
-    exported = {}
-    for suffix in ("keras", "h5"):
-        model = folder / f"{suffix}.{suffix}"
-        run("histoseg-train", "fit", data, "-o", model, "--width", 4, "--depth", 2, "--patch", 96,
-            "--epochs", 6,
-            "--steps", 40, "--batch", 4, "--learning-rate", 0.01, "--no-color-augmentation", "--classes",
-            "background=#ffffff,nucleus=#00a000")  # fmt: skip
-        run("histoseg-export", model)
-        exported[suffix] = model.with_suffix(".onnx")
+    model = folder / "model.keras"
+    run("histoseg-train", "fit", data, "-o", model, "--width", 4, "--depth", 2, "--patch", 96, "--epochs", 6,
+        "--steps", 40, "--batch", 4, "--learning-rate", 0.01, "--no-color-augmentation", "--classes",
+        "background=#ffffff,nucleus=#00a000")  # fmt: skip
+    metadata = read_metadata(model)
+    assert metadata is not None
+    save_model(load_model(model), model.with_suffix(".h5"), metadata)
+    exported = {suffix: folder / f"{suffix}.onnx" for suffix in ("keras", "h5")}
+    for suffix, target in exported.items():
+        run("histoseg-export", model.with_suffix(f".{suffix}"), "-o", target)
     return exported
 
 

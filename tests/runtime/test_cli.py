@@ -139,7 +139,7 @@ def test_a_provider_that_is_not_here_ends_in_one_line(run, small_slide: Path, tm
 
     if "CUDAExecutionProvider" in get_available_providers():
         pytest.skip("this onnxruntime offers CUDA")
-    check_refusal(run(small_slide, "--provider", "cuda"), 1, "cuda", "histoseg[gpu]")
+    check_refusal(run(small_slide, "--provider", "cuda"), 1, "cuda", "onnxruntime-gpu[cuda,cudnn]")
     assert list(tmp_path.iterdir()) == []
 
 

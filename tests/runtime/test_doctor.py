@@ -32,7 +32,7 @@ def test_every_provider_answers(told: str) -> None:
         if name == "cpu":
             assert line == "provider cpu: works"
         elif provider.ort_name not in offered:
-            assert f"pip install 'histoseg[{provider.extra}]'" in line
+            assert f"pip install '{provider.requirement}'" in line
 
 
 def test_it_tries_openslide(told: str) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +15,10 @@ import tifffile
 
 import histoseg
 from histoseg.demo import write_pyramid
-from histoseg.errors import OutputError, SlideError, SpacingError, TruthError
+from histoseg.errors import ModelError, OptionError, OutputError, SlideError, SpacingError, TruthError
 from histoseg.job import RunOptions, segment_slide
-from histoseg.slide import ArraySlide
+from histoseg.session import open_session
+from histoseg.slide import ArraySlide, FileSlide
 
 ALL = RunOptions(tissue=False)
 
@@ -140,12 +143,11 @@ def test_a_rerun_gives_the_same_bytes(
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 
-def test_a_model_of_fixed_batch_runs_whatever_batch_is_asked_for(
-    open_model, small_slide: Path, tmp_path: Path
-) -> None:
-    report = segment_slide(
-        small_slide, open_model("nchw_float_logits"), tmp_path, RunOptions(tissue=False, batch_size=4)
-    )
+def test_a_model_of_fixed_batch_refuses_another(open_model, small_slide: Path, tmp_path: Path) -> None:
+    session = open_model("nchw_float_logits")
+    with pytest.raises(OptionError, match="--batch is 4, expected 1"):
+        segment_slide(small_slide, session, tmp_path, RunOptions(tissue=False, batch_size=4))
+    report = segment_slide(small_slide, session, tmp_path, RunOptions(tissue=False, batch_size=1))
     assert report["tiles"]["batch_size"] == 1
 
 
@@ -345,3 +347,77 @@ def test_a_result_moved_aside_by_a_killed_run_is_not_lost(tmp_path: Path, open_m
     with pytest.raises(SlideError, match="torn"):
         segment_slide(slide, open_model("threshold"), tmp_path, ALL)
     assert (tmp_path / "field" / "labels.tif").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (RunOptions(overlap_px=64), "--overlap"),
+        (RunOptions(threshold=0.4), "3 classes"),
+        (RunOptions(mpp=float("nan")), "--mpp"),
+        (RunOptions(mpp=float("inf"), allow_coarse=True), "--mpp"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_anything_is_written(
+    open_model, small_slide: Path, tmp_path: Path, options: RunOptions, said: str
+) -> None:
+    with pytest.raises(OptionError, match=said):
+        segment_slide(small_slide, open_model("constant"), tmp_path / "out", options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["", "..", "../elsewhere", "a/b", "a\\b"])
+def test_a_name_that_leads_elsewhere_is_refused(open_model, tmp_path: Path, name: str) -> None:
+    slide = ArraySlide(np.zeros((64, 64, 3), np.uint8), 0.5, name)
+    with pytest.raises(SlideError, match="name"):
+        segment_slide(slide, open_model("threshold"), tmp_path / "out", ALL)
+    assert tree(tmp_path) == {}
+
+
+def test_the_report_says_which_options_decided(open_model, small_slide: Path, tmp_path: Path) -> None:
+    options = RunOptions(tissue=False, mpp=0.25, threshold=0.4)
+    report = segment_slide(small_slide, open_model("threshold"), tmp_path, options)
+    assert report["options"]["mpp"] == 0.25
+    assert report["options"]["threshold"] == 0.4
+    assert report["options"]["truth"] is None
+
+
+def test_no_reader_is_inside_the_slide_when_it_is_closed(
+    open_model, small_slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A truth that fails in mid-run once closed the file under the readers, and OpenSlide aborted."""
+    inside, at_close = [0], []
+    read, close = FileSlide.read_level, FileSlide.close
+
+    def slow_read(self: FileSlide, *region: int) -> np.ndarray:
+        inside[0] += 1
+        time.sleep(0.05)
+        try:
+            return read(self, *region)
+        finally:
+            inside[0] -= 1
+
+    def noting_close(self: FileSlide) -> None:
+        at_close.append(inside[0])
+        close(self)
+
+    monkeypatch.setattr(FileSlide, "read_level", slow_read)
+    monkeypatch.setattr(FileSlide, "close", noting_close)
+    with openslide.OpenSlide(str(small_slide)) as slide:
+        width, height = slide.dimensions
+    cv2.imwrite(str(tmp_path / "bad.png"), np.full((height, width), 77, np.uint8))
+    with pytest.raises(TruthError, match="77"):
+        segment_slide(small_slide, open_model("threshold"), tmp_path, ALL, truth=tmp_path / "bad.png")
+    assert at_close == [0]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("histoseg-")]
+
+
+def test_a_model_that_gives_no_probabilities_is_refused(
+    models: Path, small_slide: Path, tmp_path: Path
+) -> None:
+    """Its card promises softmax, its tensor holds logits."""
+    with open_session(models / "nchw_float_logits.onnx", provider="cpu") as session:
+        output = dataclasses.replace(session.card.output, activation="softmax")
+        session.card = dataclasses.replace(session.card, output=output)
+        with pytest.raises(ModelError, match="expected probabilities"):
+            segment_slide(small_slide, session, tmp_path, ALL)

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from histoseg.errors import ModelError, OutputError
+from histoseg_train.kerasfile import check_file
 from histoseg_train.metadata import KerasMetadata, write_metadata
 
 
@@ -36,8 +37,9 @@ def load_model(path: Path) -> Any:
     """Load a `.keras` or `.h5` model for inference; code inside the file is refused, not executed.
 
     Raises:
-        ModelError: The file cannot be loaded.
+        ModelError: The file cannot be loaded, or would run code.
     """
+    check_file(path)
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -27,7 +27,8 @@ def import_keras() -> None:
     except ImportError as error:
         backend = os.environ["KERAS_BACKEND"]
         raise click.ClickException(
-            f"cannot import Keras with the backend {backend} ({error}); pip install 'histoseg[train]'"
+            f"cannot import Keras with the backend {backend} ({error}); "
+            "install histoseg with its extra [train]"
         ) from error
 
 
