@@ -67,8 +67,11 @@ def _export(source: Path, target: Path, options: dict[str, Any]) -> ExportResult
     from histoseg_export.quiet import prepare_environment
 
     prepare_environment()
-    from histoseg_export.describe import ExportOptions, parse_classes
-    from histoseg_export.export import export_model
+    try:
+        from histoseg_export.describe import ExportOptions, parse_classes
+        from histoseg_export.export import export_model
+    except ImportError as error:
+        raise click.ClickException(f"{error}; install histoseg with its extra [export]") from error
 
     names = colors = None
     if options["classes"]:

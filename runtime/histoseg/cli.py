@@ -184,7 +184,7 @@ def summarize(report: dict[str, Any], folder: Path) -> str:
     background = report["model"]["background"]
     total = sum(entry["pixels"] for entry in report["classes"])
     parts = [
-        f"{entry['name']} {100 * entry['pixels'] / total:.2f} % ({entry['area_mm2']:.3f} mm2)"
+        f"{entry['name']} {100 * entry['pixels'] / total:.2f} % of the slide ({entry['area_mm2']:.3f} mm2)"
         for entry in report["classes"]
         if entry["name"] != background
     ]
@@ -194,6 +194,8 @@ def summarize(report: dict[str, Any], folder: Path) -> str:
             f"Dice {name} " + ("not present" if dice is None else f"{dice:.3f}") for name, dice in dices
         ]
     tiles, seconds = report["tiles"], report["seconds"]["total"]
+    if not tiles["run"]:
+        parts.append("no tissue found (--no-tissue runs every tile)")
     parts.append(f"{tiles['run']} of {tiles['total']} tiles on {report['provider']}, {seconds:.1f} s")
     return f"{Path(report['slide']['path']).name}: {', '.join(parts)} -> {folder}"
 

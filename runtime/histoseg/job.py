@@ -126,6 +126,8 @@ def check_options(options: RunOptions, session: Session) -> None:
         raise OptionError(
             f"--threshold is for two classes, but the model has {len(session.card.class_names)} classes"
         )
+    if options.threshold is not None and not 0 < options.threshold < 1:
+        raise OptionError(f"--threshold is {options.threshold}, expected between 0 and 1")
     if options.mpp is not None and not 0 < options.mpp < math.inf:
         raise OptionError(f"--mpp is {options.mpp}, expected um/px above 0")
 

@@ -132,6 +132,7 @@ def open_session(
     model = Path(model)
     if not model.is_file():
         raise ModelError(f"{model}: no such model file")
+    _refuse_other_kinds(model)
     sidecar = Path(card) if card else None
     candidates = choose_providers(provider)
     for candidate in candidates:
@@ -268,6 +269,18 @@ def _import_onnxruntime() -> Any:
             "install one: pip install onnxruntime (or 'onnxruntime-gpu[cuda,cudnn]', onnxruntime-openvino)"
         ) from error
     return onnxruntime
+
+
+def _refuse_other_kinds(model: Path) -> None:
+    try:
+        with model.open("rb") as file:
+            head = file.read(32)
+    except OSError as error:
+        raise ModelError(f"{model}: cannot be read ({error.strerror})") from error
+    if head.startswith((b"PK\x03\x04", b"\x89HDF")):
+        raise ModelError(f"{model}: is a Keras model, expected ONNX; run histoseg-export {model} first")
+    if head.startswith(b"version https://git-lfs"):
+        raise ModelError(f"{model}: is a Git LFS pointer, expected ONNX; fetch the file with `git lfs pull`")
 
 
 def _load(model: Path, provider: str, threads: int) -> Any:

@@ -80,6 +80,11 @@ class TruthRegions:
         self._areas = [
             (region, value) for region in regions if (value := _find_class(path, region, card)) is not None
         ]
+        if not any(_touches(region, scale) for region, _ in self._areas):
+            raise TruthError(
+                f"{path}: no area lies on the slide, {scale.m_size[0]}x{scale.m_size[1]} px for this model; "
+                "expected level-0 pixels of this very slide"
+            )
         self._spans = np.array([_span_rows(region, scale.l0_per_m[1]) for region, _ in self._areas])
 
     def __enter__(self) -> Self:
@@ -94,8 +99,6 @@ class TruthRegions:
     def read(self, m_y: int, count: int) -> Labels:
         """Return the classes of `count` model rows from `m_y` on, `(count, width)` uint8."""
         rows = np.full((count, self._width), self._background, np.uint8)
-        if not len(self._areas):
-            return rows
         touching = (self._spans[:, 0] < m_y + count) & (self._spans[:, 1] > m_y)
         for index in np.flatnonzero(touching):
             region, value = self._areas[index]
@@ -120,6 +123,11 @@ def _find_class(path: Path, region: Region, card: ModelCard) -> int | None:
             + f", expected one of {', '.join(card.class_names)}"
         )
     return known[name.casefold()]
+
+
+def _touches(region: Region, scale: Scale) -> bool:
+    points = np.concatenate(region.rings) / scale.l0_per_m
+    return bool((points.max(axis=0) > 0).all() and (points.min(axis=0) < scale.m_size).all())
 
 
 def _span_rows(region: Region, l0_per_m: float) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from histoseg.annotations import Region, fill_region, load_regions
-from histoseg.errors import AnnotationError
+from histoseg.errors import AnnotationError, TruthError
 from histoseg.slide import ArraySlide, plan_scale
 from histoseg.truth import open_truth
 
@@ -177,3 +177,12 @@ def test_classes_are_found_by_name_whatever_the_case(tmp_path: Path, open_model)
     write_geojson(path, feature("Polygon", square, "cartilage"))
     with pytest.raises(AnnotationError, match=rf"'cartilage', expected one of .*{card.class_names[1]}"):
         open_truth(path, card, scale, (40, 40))
+
+
+def test_areas_beside_the_slide_are_refused(tmp_path: Path, open_model) -> None:
+    slide = ArraySlide(np.zeros((40, 40, 3), np.uint8), 0.5)
+    scale = plan_scale(slide, 0.5, tolerance=0.05)
+    far = [[[900, 900], [990, 900], [990, 990]]]
+    path = write_geojson(tmp_path / "a.geojson", feature("Polygon", far))
+    with pytest.raises(TruthError, match="no area lies on the slide, 40x40"):
+        open_truth(path, open_model("threshold").card, scale, (40, 40))

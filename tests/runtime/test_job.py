@@ -355,6 +355,7 @@ def test_a_result_moved_aside_by_a_killed_run_is_not_lost(tmp_path: Path, open_m
         (RunOptions(overlap_px=64), "--overlap"),
         (RunOptions(threshold=0.4), "3 classes"),
         (RunOptions(mpp=float("nan")), "--mpp"),
+        (RunOptions(mpp=0.0), "--mpp"),
         (RunOptions(mpp=float("inf"), allow_coarse=True), "--mpp"),
     ],
 )

@@ -371,3 +371,26 @@ def test_auto_passes_over_what_the_models_precision_does_not_suit(
 def test_onnxruntimes_own_name_is_the_provider_of_ours(models: Path) -> None:
     with open_session(models / "conv.onnx", provider="CPUExecutionProvider") as session:
         assert session.provider == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (b"PK\x03\x04", "histoseg-export"),
+        (b"\x89HDF\r\n", "histoseg-export"),
+        (b"version https://git-lfs", "lfs pull"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_for_what_it_is(tmp_path: Path, head: bytes, said: str) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(head + bytes(64))
+    with pytest.raises(ModelError, match=said):
+        open_session(path, provider="cpu")
+
+
+@pytest.mark.parametrize("values", [[np.nan, 0.5], [-3.0, 4.0], [0.0, np.inf]])
+def test_an_output_that_is_no_probability_is_refused(open_model, values: list[float]) -> None:
+    card = open_model("threshold").card
+    raw = np.broadcast_to(np.float32(values), (1, 2, 2, 2))
+    with pytest.raises(ModelError, match="expected probabilities"):
+        read_output(raw, card, (1, 2, 2))

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
-from histoseg.errors import ModelError, OutputError
+from histoseg.errors import DataError, ModelError, OutputError
 from histoseg_train.kerasfile import check_file
 from histoseg_train.metadata import KerasMetadata, write_metadata
 
@@ -19,8 +20,11 @@ def save_model(model: Any, path: Path, metadata: KerasMetadata) -> None:
     """Write an uncompiled model and its metadata as `.keras` or `.h5`, by the suffix of `path`.
 
     Raises:
+        DataError: A weight is NaN or infinite.
         OutputError: The file cannot be written; what was there before remains.
     """
+    if not all(np.isfinite(values).all() for values in model.get_weights()):
+        raise DataError("the weights are no longer finite numbers; lower --learning-rate")
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         with _quiet_h5_warning():
