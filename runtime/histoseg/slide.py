@@ -8,6 +8,9 @@ level pixels it covers, on one grid for the whole slide, so that neighbouring re
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -80,6 +83,8 @@ class FileSlide:
         self.name = path.stem
         self.path = path
         self._handle = _open_handle(path)
+        self._idle = threading.Condition()
+        self._reading, self._closed = 0, False
         properties = self._handle.properties
         self._origin = _read_bounds_origin(properties)
         self._downsamples = tuple(self._handle.level_downsamples)
@@ -100,8 +105,28 @@ class FileSlide:
         self.close()
 
     def close(self) -> None:
-        """Close the file; reading afterwards is an error."""
+        """Close the file once nobody reads it any more; reading afterwards is an error.
+
+        OpenSlide aborts the process when a slide is closed under a reader.
+        """
+        with self._idle:
+            self._closed = True
+            while self._reading:
+                self._idle.wait()
         self._handle.close()
+
+    @contextmanager
+    def _use_handle(self) -> Iterator[Any]:
+        with self._idle:
+            if self._closed:
+                raise SlideError(f"{self.path}: the slide is closed; open it again with open_slide")
+            self._reading += 1
+        try:
+            yield self._handle
+        finally:
+            with self._idle:
+                self._reading -= 1
+                self._idle.notify_all()
 
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
         """Return `(height, width, 3)` RGB, transparency laid over the slide's background colour.
@@ -127,13 +152,14 @@ class FileSlide:
 
         downsample = self._downsamples[level]
         l0_corner = tuple(round(v * downsample) + o for v, o in zip((x, y), self._origin, strict=True))
-        try:
-            rgba = np.asarray(self._handle.read_region(l0_corner, level, (width, height)))
-        except (openslide.OpenSlideError, OSError, ValueError) as error:
-            raise SlideError(
-                f"{self.path}: cannot read {width}x{height} px at ({x}, {y}) of level {level} ({error}); "
-                "the file is damaged: copy it again from the scanner"
-            ) from error
+        with self._use_handle() as handle:
+            try:
+                rgba = np.asarray(handle.read_region(l0_corner, level, (width, height)))
+            except (openslide.OpenSlideError, OSError, ValueError) as error:
+                raise SlideError(
+                    f"{self.path}: cannot read {width}x{height} px at ({x}, {y}) of level {level} ({error}); "
+                    "the file is damaged: copy it again from the scanner"
+                ) from error
         return _flatten(rgba, self._background)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -435,3 +436,24 @@ def test_an_overview_read_in_strips_equals_one_read_at_once(monkeypatch: pytest.
     monkeypatch.setattr("histoseg.slide.OVERVIEW_STRIP_PX", 300 * 40)
     strips = read_overview(slide, 100)
     assert np.abs(whole.astype(int) - strips).max() <= 1
+
+
+def test_closing_waits_for_readers_and_refuses_new_ones(real_svs: Path) -> None:
+    """OpenSlide aborts the whole process when a slide is closed under a reader."""
+    slide, refused = open_slide(real_svs), []
+
+    def read_on() -> None:
+        try:
+            while True:
+                slide.read_level(0, 0, 0, 512, 512)
+        except SlideError as error:
+            refused.append(str(error))
+
+    readers = [threading.Thread(target=read_on) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    slide.close()
+    for reader in readers:
+        reader.join()
+    assert len(refused) == 4
+    assert all("is closed" in message for message in refused)
