@@ -19,29 +19,13 @@ import numpy as np
 
 from histoseg.blend import label_band
 from histoseg.demo import write_demo_slide
-from histoseg.engine import Plan, choose_batch_size, iter_rows
-from histoseg.grid import plan_grid
+from histoseg.engine import Plan, iter_rows
+from histoseg.job import RunOptions, plan_run, scale_slide
 from histoseg.models import default_model
 from histoseg.outputs.labels import LabelPyramid
-from histoseg.session import Session, count_cpus, open_session
-from histoseg.slide import ScaledSlide, open_slide, plan_scale
+from histoseg.session import Session, open_session
+from histoseg.slide import ScaledSlide, open_slide
 from histoseg.timing import Stopwatch
-from histoseg.tissue import find_tissue
-
-
-def make_plan(slide: ScaledSlide, session: Session) -> Plan:
-    card = session.card
-    grid = plan_grid(
-        slide.m_size,
-        card.patch_size_pixels,
-        overlap=card.tiling.overlap_px,
-        halo=card.tiling.halo_px,
-        stride_multiple=card.tiling.stride_multiple,
-    )
-    tissue = find_tissue(slide.slide)
-    tiles = tuple(tile for tile in grid.iter_tiles() if tissue.touches(tile, grid))
-    batch_size = choose_batch_size(session, grid.tile_size)
-    return Plan(grid, tiles, card.tiling.blend, batch_size, min(4, count_cpus()))
 
 
 def run_whole(
@@ -76,10 +60,9 @@ def read_batches(slide: ScaledSlide, plan: Plan) -> list[np.ndarray]:
 
 
 def measure(slide_path: Path, model: Path, folder: Path, rounds: int) -> dict[str, object]:
-    session, slide = open_session(model, provider="cpu"), open_slide(slide_path)
-    card = session.card
-    scaled = ScaledSlide(slide, plan_scale(slide, card.spacing_um_px, tolerance=card.spacing_tolerance))
-    plan = make_plan(scaled, session)
+    session, slide, options = open_session(model, provider="cpu"), open_slide(slide_path), RunOptions()
+    scaled = scale_slide(slide, session, options)
+    _, plan = plan_run(scaled, session, options)
     batches = read_batches(scaled, plan)
     run_bare(session, batches[:2])
     wholes, bares, splits = [], [], []

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from histoseg.errors import ModelError
+from histoseg_train.quiet import silence_stderr
 
 _ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "-1",  # parity is judged on the CPU, where float32 means float32
@@ -43,18 +40,3 @@ def import_tensorflow() -> None:
         ) from error
     for name in ("absl", "tensorflow", "tf2onnx"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-@contextmanager
-def silence_stderr() -> Iterator[None]:
-    """Hide what native code writes to file descriptor 2."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as sink:
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)

@@ -83,10 +83,9 @@ def segment_slide(
     check_options(options, session)
     with ExitStack() as stack:
         opened: Slide = stack.enter_context(open_slide(slide)) if isinstance(slide, str | Path) else slide
-        scaled = _scale(opened, session, options)
-        grid = _lay_grid(scaled, session, options)
+        scaled = scale_slide(opened, session, options)
         reference = _enter_truth(stack, truth, scaled, session) if truth else None
-        tissue, plan = _plan(opened, grid, session, options)
+        tissue, plan = plan_run(scaled, session, options)
         folder = stack.enter_context(_output_folder(Path(out) / check_name(opened.name)))
         report = _describe(scaled, session, plan, tissue)
         report["options"] = {**asdict(options), "truth": str(truth) if truth else None}
@@ -170,7 +169,12 @@ def _enter_truth(stack: ExitStack, path: str | Path, slide: ScaledSlide, session
     return stack.enter_context(open_truth(Path(path), session.card, slide.scale, slide.slide.level_sizes[0]))
 
 
-def _scale(slide: Slide, session: Session, options: RunOptions) -> ScaledSlide:
+def scale_slide(slide: Slide, session: Session, options: RunOptions) -> ScaledSlide:
+    """Return the slide at the model's um/px.
+
+    Raises:
+        SpacingError: The slide states no um/px, or is too coarse for the model.
+    """
     card = session.card
     scale = plan_scale(
         slide,
@@ -194,8 +198,14 @@ def _lay_grid(slide: ScaledSlide, session: Session, options: RunOptions) -> Grid
     )
 
 
-def _plan(slide: Slide, grid: Grid, session: Session, options: RunOptions) -> tuple[TissueMask | None, Plan]:
-    tissue = find_tissue(slide) if options.tissue else None
+def plan_run(slide: ScaledSlide, session: Session, options: RunOptions) -> tuple[TissueMask | None, Plan]:
+    """Lay the grid, find tissue if it decides, and return what will run.
+
+    Raises:
+        SlideError: The slide is damaged.
+    """
+    grid = _lay_grid(slide, session, options)
+    tissue = find_tissue(slide.slide) if options.tissue else None
     tiles = tuple(tile for tile in grid.iter_tiles() if tissue is None or tissue.touches(tile, grid))
     plan = Plan(
         grid=grid,

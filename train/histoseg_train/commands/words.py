@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 
 import click
+
+from histoseg_train.quiet import silence_stderr
 
 
 def import_keras() -> None:
@@ -22,7 +21,7 @@ def import_keras() -> None:
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        with _quiet_stderr():
+        with silence_stderr():
             importlib.import_module("keras")
     except ImportError as error:
         backend = os.environ["KERAS_BACKEND"]
@@ -30,20 +29,6 @@ def import_keras() -> None:
             f"cannot import Keras with the backend {backend} ({error}); "
             "install histoseg with its extra [train]"
         ) from error
-
-
-@contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    # TensorFlow's C++ writes to the file descriptor before it reads its log level
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with Path(os.devnull).open("wb") as nothing:
-            os.dup2(nothing.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def parse_classes(
