@@ -28,7 +28,7 @@ Examples:
 
 
 def _check_provider(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    from histoseg.session import PROVIDERS, known_provider
+    from histoseg.providers import PROVIDERS, known_provider
 
     if not known_provider(value):
         names = ", ".join(["auto", *PROVIDERS])
@@ -36,6 +36,17 @@ def _check_provider(context: click.Context, parameter: click.Parameter, value: s
             f"'{value}' is no provider, expected {names} or a name that onnxruntime knows"
         )
     return value
+
+
+def _check_size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    from histoseg.memory import parse_bytes
+
+    try:
+        return parse_bytes(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.command(name="histoseg-run", epilog=EXAMPLES, context_settings={"max_content_width": 100})
@@ -63,6 +74,7 @@ def _check_provider(context: click.Context, parameter: click.Parameter, value: s
 @click.option("--no-tissue", is_flag=True, help="Run every tile, tissue or not.")
 @click.option("--batch", type=click.IntRange(1, 1024), help="Tiles at a time.  [default: by size]")
 @click.option("--threads", type=click.IntRange(1, 256), help="CPU threads for the model.  [default: all]")
+@click.option("--max-memory", metavar="SIZE", callback=_check_size, help="Stay below, such as 1GiB.")
 @click.option("--demo", is_flag=True, help="Draw a slide with known nuclei, segment it, show the Dice.")
 @click.version_option(histoseg.__version__)
 def command(**options: Any) -> int:
@@ -131,6 +143,7 @@ def _read_options(options: dict[str, Any], session: Session) -> RunOptions:
         threshold=options["threshold"],
         tissue=not options["no_tissue"],
         batch_size=options["batch"],
+        max_memory=options["max_memory"],
     )
     try:
         check_options(chosen, session)

@@ -6,6 +6,9 @@ model, the caller's thread blends and consumes bands. Every queue is bounded, so
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -17,13 +20,14 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from histoseg.blend import Band, Blender, join_bands
-from histoseg.grid import Grid, Tile
+from histoseg.errors import CancelledError
+from histoseg.grid import Grid, Panel, Tile
 from histoseg.session import Session
 from histoseg.slide import ScaledSlide
 from histoseg.timing import Stopwatch
 
 if TYPE_CHECKING:
-    from histoseg.arrays import Floats, Pixels
+    from histoseg.arrays import Floats, Mask, Pixels
     from histoseg.card import Blend
 
 In = TypeVar("In")
@@ -31,6 +35,8 @@ Out = TypeVar("Out")
 
 # Batches that may wait for the model, or for the blender behind it.
 BATCHES_AHEAD = 3
+# Of 0 to 19: readers still get through when the model keeps every core busy.
+READER_NICENESS = 15
 # Model pixels in a batch when nobody asks for another size: one tile of 512 px.
 BATCH_PIXELS = 512 * 512
 
@@ -40,11 +46,30 @@ class Plan:
     """What one run does: which tiles, in which batches, blended how."""
 
     grid: Grid
-    tiles: tuple[Tile, ...]
-    """The tiles that run, row by row."""
+    runs: Mask
+    """`(rows, columns)` of the grid: the tiles that run."""
     blend: Blend
     batch_size: int
     readers: int
+    panel_columns: int | None = None
+    """Columns of tiles in a panel; `None` runs the slide's whole width at once."""
+
+    @property
+    def panels(self) -> tuple[Panel, ...]:
+        """The panels, left to right."""
+        return self.grid.cut_panels(self.panel_columns or self.grid.x.count)
+
+    @property
+    def run_count(self) -> int:
+        """Number of tiles that run; those that two panels share run twice."""
+        return sum(int(self.runs[:, panel.columns].sum()) for panel in self.panels)
+
+    def iter_runs(self) -> Iterator[Tile]:
+        """Yield the tiles that run, panel by panel, row by row."""
+        for panel in self.panels:
+            for tile in self.grid.iter_tiles(panel.columns):
+                if self.runs[tile.row, tile.column]:
+                    yield tile
 
 
 def iter_rows(
@@ -54,6 +79,7 @@ def iter_rows(
     *,
     clock: Stopwatch | None = None,
     on_tiles: Callable[[int, int], None] | None = None,
+    cancel: threading.Event | None = None,
 ) -> Generator[Iterator[Band]]:
     """Run a model over a slide and yield finished rows from top to bottom, each in parts from left to right.
 
@@ -64,24 +90,34 @@ def iter_rows(
         clock: Gets the seconds of `read`, `infer` and `blend`.
         on_tiles: Called with tiles done and tiles to do, at the start and after each batch, by the caller's
             thread.
+        cancel: Once it is set, the run stops within one batch.
 
     Yields:
-        For every row of tiles the parts of one band, each to be taken before the next. Together they cover
-        every pixel of the slide exactly once.
+        For every panel, and in it for every row of tiles, the parts of one band, each to be taken before the
+        next. Together they cover every pixel of the slide exactly once.
 
     Raises:
+        CancelledError: `cancel` was set.
         SlideError: The slide is damaged.
         ModelError: The model failed.
     """
-    clock, note = clock or Stopwatch(), on_tiles or (lambda done, total: None)
+    clock, note, cancel = (
+        clock or Stopwatch(),
+        on_tiles or (lambda done, total: None),
+        cancel or threading.Event(),
+    )
     with (
-        ThreadPoolExecutor(plan.readers, "histoseg-read") as readers,
+        ThreadPoolExecutor(plan.readers, "histoseg-read", initializer=_yield_to_model) as readers,
         ThreadPoolExecutor(1, "histoseg-infer") as runner,
     ):
         predictions = _predict(slide, session, plan, readers, runner, clock)
-        with closing(predictions), closing(_blend(predictions, session, plan, clock, note)) as parts:
-            for _ in range(plan.grid.y.count):
-                yield islice(parts, plan.grid.x.count)
+        counted = _count(predictions, plan, note, cancel)
+        with closing(predictions), closing(counted):
+            note(0, plan.run_count)
+            for panel in plan.panels:
+                parts = _blend(counted, len(session.card.class_names), plan, panel, clock)
+                for _ in range(plan.grid.y.count):
+                    yield _finished(islice(parts, len(panel.columns)), panel)
 
 
 def iter_bands(
@@ -91,12 +127,13 @@ def iter_bands(
     *,
     clock: Stopwatch | None = None,
     on_tiles: Callable[[int, int], None] | None = None,
+    cancel: threading.Event | None = None,
 ) -> Generator[Band]:
-    """Yield finished bands of probabilities over the slide's whole width; see `iter_rows`.
+    """Yield finished bands of probabilities over the width of a panel; see `iter_rows`.
 
-    A band takes `rows x slide width x classes` float32; `iter_rows` needs the part of one tile only.
+    A band takes `rows x width x classes` float32; `iter_rows` needs the part of one tile only.
     """
-    with closing(iter_rows(slide, session, plan, clock=clock, on_tiles=on_tiles)) as rows:
+    with closing(iter_rows(slide, session, plan, clock=clock, on_tiles=on_tiles, cancel=cancel)) as rows:
         for parts in rows:
             yield join_bands(list(parts))
 
@@ -127,29 +164,50 @@ def map_ordered(
             future.cancel()
 
 
+def _yield_to_model() -> None:
+    """Let this thread run only where the model's threads leave a core idle, where the system can do that.
+
+    Operators run on all cores at once and wait for the slowest: a reader that holds one of two cores holds
+    up both. Linux has priorities for single threads; elsewhere `setpriority` means the process.
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), READER_NICENESS)
+
+
 def _blend(
-    predictions: Iterator[tuple[Tile, Floats]],
-    session: Session,
-    plan: Plan,
-    clock: Stopwatch,
-    note: Callable[[int, int], None],
-) -> Generator[Band]:
-    """Yield the final part of every tile of the grid, whether it ran or not."""
-    blender = Blender(plan.grid, len(session.card.class_names), plan.blend)
-    total = len(plan.tiles)
-    waiting, done = deque(plan.tiles), 0
-    note(done, total)
-    for tile in plan.grid.iter_tiles():
+    predictions: Iterator[tuple[Tile, Floats]], channels: int, plan: Plan, panel: Panel, clock: Stopwatch
+) -> Iterator[Band]:
+    """Yield the final part of every tile of a panel, whether it ran or not."""
+    blender = Blender(plan.grid, channels, plan.blend, panel)
+    for tile in plan.grid.iter_tiles(panel.columns):
         prediction = None
-        if waiting and waiting[0] == tile:
-            waiting.popleft()
+        if plan.runs[tile.row, tile.column]:
             _, prediction = next(predictions)
-            done += 1
         with clock.time("blend"):
             band = blender.add(tile, prediction)
-        if prediction is not None and (done % plan.batch_size == 0 or done == total):
-            note(done, total)
         yield band
+
+
+def _finished(parts: Iterator[Band], panel: Panel) -> Iterator[Band]:
+    """Leave out what tiles of the panel before finish."""
+    return (part for part in parts if part.m_x >= panel.m_x0)
+
+
+def _count(
+    predictions: Iterator[tuple[Tile, Floats]],
+    plan: Plan,
+    note: Callable[[int, int], None],
+    cancel: threading.Event,
+) -> Generator[tuple[Tile, Floats]]:
+    """Pass predictions on, tell how many there were, and stop when that is asked for."""
+    total = plan.run_count
+    for done in range(1, total + 1):
+        if cancel.is_set():
+            raise CancelledError(f"cancelled after {done - 1} of {total} tiles")
+        prediction = next(predictions)
+        if done % plan.batch_size == 0 or done == total:
+            note(done, total)
+        yield prediction
 
 
 def _predict(
@@ -162,14 +220,13 @@ def _predict(
             return tile, slide.read(tile.m_x, tile.m_y, width, height)
 
     def infer(batch: list[tuple[Tile, Pixels]]) -> list[tuple[Tile, Floats]]:
-        pixels = np.zeros((plan.batch_size, height, width, 3), np.uint8)
-        for slot, (_, rgb) in enumerate(batch):
-            pixels[slot] = rgb
+        short = plan.batch_size - len(batch)
+        pixels = [rgb for _, rgb in batch] + [np.zeros((height, width, 3), np.uint8)] * short
         with clock.time("infer"):
-            predictions = session.run(pixels)
+            predictions = session.run(np.stack(pixels))
         return [(tile, predictions[slot]) for slot, (tile, _) in enumerate(batch)]
 
-    read_tiles = map_ordered(readers, read, plan.tiles, ahead=plan.readers + plan.batch_size)
+    read_tiles = map_ordered(readers, read, plan.iter_runs(), ahead=plan.readers + plan.batch_size)
     for batch in map_ordered(runner, infer, _batches(read_tiles, plan.batch_size), ahead=BATCHES_AHEAD):
         yield from batch
 

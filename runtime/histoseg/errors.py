@@ -42,6 +42,10 @@ class OptionError(HistosegError, ValueError):
     """An option does not fit the model."""
 
 
+class CancelledError(HistosegError, RuntimeError):
+    """The caller cancelled the run."""
+
+
 class OutputError(HistosegError, OSError):
     """A result cannot be written."""
 

@@ -4,6 +4,10 @@ Frame: everything here is in model pixels (`m_`), with the slide's top left corn
 Tiles start at `-lead` and advance by `step`, both multiples of the model's stride, until their valid part
 covers the slide. A tile's *read region* may reach outside the slide, where the reader reflects.
 Its *write region* is what its prediction may touch: the read region less the halo, clipped to the slide.
+Write regions of neighbours overlap, so that predictions can fade into each other, or meet in the middle of
+what they share (`crop`).
+
+A wide slide may be cut into *panels*, ranges of columns that are run one after another from top to bottom.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ class Axis:
     halo: int
     lead: int
     """Pixels by which the first tile starts before the slide: at least the halo."""
+    crop: bool = False
+    """Neighbours meet in the middle of what they share, instead of fading into each other."""
 
     @property
     def count(self) -> int:
@@ -33,9 +39,14 @@ class Axis:
         return 1 + max(0, -(-(self.length - reach) // self.step))
 
     @property
-    def fade(self) -> int:
+    def shared(self) -> int:
         """Pixels over which the valid parts of two neighbours overlap."""
         return self.tile - 2 * self.halo - self.step
+
+    @property
+    def fade(self) -> int:
+        """Pixels that two neighbours both write."""
+        return 0 if self.crop else self.shared
 
     def start(self, index: int) -> int:
         """First pixel that tile `index` reads; negative where it reaches before the slide."""
@@ -43,8 +54,11 @@ class Axis:
 
     def write_range(self, index: int) -> tuple[int, int]:
         """First and one-past-last pixel that tile `index` may write, within the slide."""
-        start = self.start(index)
-        return max(0, start + self.halo), min(self.length, start + self.tile - self.halo)
+        begin, end = self.start(index) + self.halo, self.start(index) + self.tile - self.halo
+        if self.crop:
+            begin += self.shared // 2 if index > 0 else 0
+            end -= self.shared - self.shared // 2 if index < self.count - 1 else 0
+        return max(0, begin), min(self.length, end)
 
     def final_before(self, index: int) -> int:
         """Pixels before this one are touched by no tile from `index` on."""
@@ -61,6 +75,17 @@ class Tile:
     m_y: int
     m_write: tuple[int, int, int, int]
     """`(x0, y0, x1, y1)`, within the slide."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Columns of tiles that are run together, from the slide's top to its bottom."""
+
+    columns: range
+    """Those that run. The first ones may only lend what they share with the panel's own first column."""
+    m_x0: int
+    """The pixels that the panel finishes begin here, and end before `m_x1`."""
+    m_x1: int
 
 
 @dataclass(frozen=True)
@@ -90,14 +115,30 @@ class Grid:
         (x0, x1), (y0, y1) = self.x.write_range(column), self.y.write_range(row)
         return Tile(row, column, self.x.start(column), self.y.start(row), (x0, y0, x1, y1))
 
-    def iter_tiles(self) -> Iterator[Tile]:
-        """Yield every tile, row by row, left to right."""
+    def iter_tiles(self, columns: range | None = None) -> Iterator[Tile]:
+        """Yield every tile, or those of some columns, row by row, left to right."""
         for row in range(self.y.count):
-            for column in range(self.x.count):
+            for column in columns or range(self.x.count):
                 yield self.tile_at(row, column)
 
+    def cut_panels(self, columns: int) -> tuple[Panel, ...]:
+        """Cut the slide into panels of at most `columns` columns of tiles, at least 1.
 
-def plan_axis(length: int, tile: int, *, overlap: int, halo: int, stride_multiple: int) -> Axis:
+        A panel runs the tiles of its neighbour that reach into it once more, so that its pixels come from
+        the same tiles in the same order as those of a slide that is not cut.
+        """
+        count = self.x.count
+        return tuple(self._panel(first, min(first + columns, count)) for first in range(0, count, columns))
+
+    def _panel(self, first: int, last: int) -> Panel:
+        m_x0 = self.x.final_before(first)
+        begin = next(column for column in range(last) if self.x.write_range(column)[1] > m_x0)
+        return Panel(range(begin, last), m_x0, self.x.final_before(last))
+
+
+def plan_axis(
+    length: int, tile: int, *, overlap: int, halo: int, stride_multiple: int, crop: bool = False
+) -> Axis:
     """Lay tiles along one axis.
 
     Args:
@@ -107,6 +148,7 @@ def plan_axis(length: int, tile: int, *, overlap: int, halo: int, stride_multipl
             rounded down to a multiple of the stride.
         halo: Rim of a prediction that the tile's border contaminates.
         stride_multiple: The model is shift-invariant under multiples of this.
+        crop: Let neighbours meet in the middle of what they share.
 
     Raises:
         ValueError: The tiles cannot advance, or the overlap is smaller than two halos.
@@ -122,15 +164,21 @@ def plan_axis(length: int, tile: int, *, overlap: int, halo: int, stride_multipl
             f"that advance by multiples of {stride_multiple} px"
         )
     lead = -(-halo // stride_multiple) * stride_multiple
-    return Axis(length, tile, step, halo, lead)
+    return Axis(length, tile, step, halo, lead, crop)
 
 
 def plan_grid(
-    m_size: tuple[int, int], tile_size: tuple[int, int], *, overlap: int, halo: int, stride_multiple: int
+    m_size: tuple[int, int],
+    tile_size: tuple[int, int],
+    *,
+    overlap: int,
+    halo: int,
+    stride_multiple: int,
+    crop: bool = False,
 ) -> Grid:
     """Lay tiles over a slide of `m_size` (width, height) model pixels; see `plan_axis`."""
     x, y = (
-        plan_axis(length, tile, overlap=overlap, halo=halo, stride_multiple=stride_multiple)
+        plan_axis(length, tile, overlap=overlap, halo=halo, stride_multiple=stride_multiple, crop=crop)
         for length, tile in zip(m_size, tile_size, strict=True)
     )
     return Grid(x, y)

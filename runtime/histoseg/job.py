@@ -7,28 +7,36 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import histoseg
 from histoseg.blend import Band, label_band
 from histoseg.card import Blend, ModelCard
+from histoseg.cpu import count_cpus
 from histoseg.engine import Plan, choose_batch_size, iter_rows
 from histoseg.errors import HistosegError, OptionError, OutputError, SlideError
 from histoseg.grid import Grid, plan_grid
+from histoseg.memory import fit_panels
 from histoseg.outputs import LabelSink
 from histoseg.outputs.classes import ClassCounts
 from histoseg.outputs.labels import LabelPyramid
 from histoseg.outputs.overlay import Overlay
+from histoseg.panels import join_panels
 from histoseg.score import TruthScore
-from histoseg.session import Session, count_cpus
+from histoseg.session import Session
 from histoseg.slide import FileSlide, ScaledSlide, Slide, open_slide, plan_scale
 from histoseg.timing import Stopwatch
 from histoseg.tissue import TissueMask, find_tissue
 from histoseg.truth import Truth, open_truth
+
+if TYPE_CHECKING:
+    from histoseg.arrays import Labels
 
 REPORT_NAME = "report.json"
 STAGES = ("read", "infer", "blend", "write")
@@ -48,6 +56,8 @@ class RunOptions:
     """Skip tiles without tissue."""
     batch_size: int | None = None
     readers: int | None = None
+    max_memory: int | None = None
+    """Bytes; where the slide's whole width needs more, it is run in panels."""
 
 
 def segment_slide(
@@ -58,6 +68,7 @@ def segment_slide(
     *,
     truth: str | Path | None = None,
     on_tiles: Callable[[int, int], None] | None = None,
+    cancel: Event | None = None,
 ) -> dict[str, Any]:
     """Segment one slide into `out/<name>/` and return its report.
 
@@ -68,11 +79,13 @@ def segment_slide(
         options: See `RunOptions`; what the model's card says when `None`.
         truth: A mask or annotations to score against.
         on_tiles: Called with tiles done and tiles to do.
+        cancel: Once it is set, from any thread, the run stops within one batch.
 
     Returns:
         What `report.json` holds.
 
     Raises:
+        CancelledError: `cancel` was set.
         OptionError: An option does not fit the model.
         SlideError: The slide cannot be opened or read, or has the wrong um/px.
         TruthError: The truth does not fit.
@@ -90,8 +103,10 @@ def segment_slide(
         report = _describe(scaled, session, plan, tissue)
         report["options"] = {**asdict(options), "truth": str(truth) if truth else None}
         # closed before the slide is: readers must be out of it by then
-        rows = stack.enter_context(closing(iter_rows(scaled, session, plan, clock=clock, on_tiles=on_tiles)))
-        report |= _write(rows, scaled, folder, session.card, reference, options.threshold, clock)
+        rows = stack.enter_context(
+            closing(iter_rows(scaled, session, plan, clock=clock, on_tiles=on_tiles, cancel=cancel))
+        )
+        report |= _write(rows, scaled, plan, folder, session.card, reference, options.threshold, clock)
         (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 
@@ -134,6 +149,7 @@ def check_options(options: RunOptions, session: Session) -> None:
 def _write(
     rows: Iterator[Iterator[Band]],
     slide: ScaledSlide,
+    plan: Plan,
     folder: Path,
     card: ModelCard,
     truth: Truth | None,
@@ -146,23 +162,37 @@ def _write(
     counts = ClassCounts(card.class_names)
     score = TruthScore(truth, card.class_names, background) if truth else None
     overlay = Overlay(folder / "overlay.png", slide.slide, slide.m_size, card.class_colors, background)
+    labels_of = partial(_label, background=background, threshold=threshold, score=score, clock=clock)
     with LabelPyramid(folder / "labels.tif", slide.m_size, spacing, card.class_colors) as pyramid:
         sinks: list[LabelSink] = [pyramid, overlay, counts]
-        for parts in rows:
-            labels = []
-            for part in parts:
-                with clock.time("write"):
-                    labels.append(label_band(part, background=background, threshold=threshold))
-                    if score:
-                        score.add(part, labels[-1])
+        for m_y, labels in join_panels(map(labels_of, rows), len(plan.panels), folder):
             with clock.time("write"):
                 for sink in sinks:
-                    sink.add(part.m_y, np.concatenate(labels, axis=1))
+                    sink.add(m_y, labels)
         with clock.time("write"):
             for sink in sinks:
                 sink.close()
     scores = {"score": score.report()} if score else {}
     return {"seconds": clock.report(STAGES), "classes": counts.report(spacing), **scores}
+
+
+def _label(
+    parts: Iterator[Band],
+    *,
+    background: int,
+    threshold: float | None,
+    score: TruthScore | None,
+    clock: Stopwatch,
+) -> tuple[int, Labels]:
+    """Return the first row and the labels of a band that comes in parts."""
+    labels, m_y = [], 0
+    for part in parts:
+        with clock.time("write"):
+            labels.append(label_band(part, background=background, threshold=threshold))
+            if score:
+                score.add(part, labels[-1])
+            m_y = part.m_y
+    return m_y, np.concatenate(labels, axis=1)
 
 
 def _enter_truth(stack: ExitStack, path: str | Path, slide: ScaledSlide, session: Session) -> Truth:
@@ -195,7 +225,12 @@ def _lay_grid(slide: ScaledSlide, session: Session, options: RunOptions) -> Grid
         overlap=overlap,
         halo=card.tiling.halo_px,
         stride_multiple=card.tiling.stride_multiple,
+        crop=_choose_blend(session, options) == "crop",
     )
+
+
+def _choose_blend(session: Session, options: RunOptions) -> Blend:
+    return options.blend or session.card.tiling.blend
 
 
 def plan_run(slide: ScaledSlide, session: Session, options: RunOptions) -> tuple[TissueMask | None, Plan]:
@@ -206,14 +241,20 @@ def plan_run(slide: ScaledSlide, session: Session, options: RunOptions) -> tuple
     """
     grid = _lay_grid(slide, session, options)
     tissue = find_tissue(slide.slide) if options.tissue else None
-    tiles = tuple(tile for tile in grid.iter_tiles() if tissue is None or tissue.touches(tile, grid))
+    runs = np.ones((grid.y.count, grid.x.count), np.bool_)
+    if tissue is not None:
+        for tile in grid.iter_tiles():
+            runs[tile.row, tile.column] = tissue.touches(tile, grid)
     plan = Plan(
         grid=grid,
-        tiles=tiles,
-        blend=options.blend or session.card.tiling.blend,
+        runs=runs,
+        blend=_choose_blend(session, options),
         batch_size=choose_batch_size(session, grid.tile_size, options.batch_size),
         readers=options.readers or min(4, count_cpus()),
     )
+    if options.max_memory is not None:
+        columns = fit_panels(plan, session, slide.scale, max_bytes=options.max_memory)
+        plan = replace(plan, panel_columns=columns)
     return tissue, plan
 
 
@@ -240,12 +281,15 @@ def _describe(scaled: ScaledSlide, session: Session, plan: Plan, tissue: TissueM
         "size_px": list(scaled.m_size),
         "tiles": {
             "total": grid.count,
-            "run": len(plan.tiles),
+            "columns": grid.x.count,
+            "rows": grid.y.count,
+            "run": int(plan.runs.sum()),
             "size_px": list(grid.tile_size),
             "step_px": grid.x.step,
             "halo_px": grid.x.halo,
             "blend": plan.blend,
             "batch_size": plan.batch_size,
+            "panels": len(plan.panels),
         },
         "tissue": {"coverage": tissue.coverage} if tissue else None,
         "intended_use": card.intended_use,

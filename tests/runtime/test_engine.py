@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from histoseg.blend import label_band
-from histoseg.engine import Plan, choose_batch_size, iter_bands, map_ordered
-from histoseg.errors import ModelError, SlideError
+from histoseg.engine import Plan, choose_batch_size, iter_bands, iter_rows, map_ordered
+from histoseg.errors import CancelledError, ModelError, SlideError
 from histoseg.grid import Grid, plan_grid
 from histoseg.session import Session
 from histoseg.slide import ArraySlide, ScaledSlide, open_slide, plan_scale
@@ -30,6 +31,7 @@ def scaled_array(rgb: np.ndarray) -> ScaledSlide:
 def plan_all(
     slide: ScaledSlide, session: Session, *, blend="crop", tile=64, more=16, batch=3, readers=2
 ) -> Plan:
+    """Plan a run of every tile; `more` is the overlap beyond the halos."""
     tiling = session.card.tiling
     grid = plan_grid(
         slide.m_size,
@@ -37,8 +39,19 @@ def plan_all(
         overlap=2 * tiling.halo_px + more,
         halo=tiling.halo_px,
         stride_multiple=tiling.stride_multiple,
+        crop=blend == "crop",
     )
-    return Plan(grid, tuple(grid.iter_tiles()), blend, batch, readers)
+    return Plan(grid, every_tile(grid), blend, batch, readers)
+
+
+def every_tile(grid: Grid) -> np.ndarray:
+    return np.ones((grid.y.count, grid.x.count), bool)
+
+
+def some_tiles(plan: Plan, every: int) -> Plan:
+    runs = np.zeros(plan.runs.size, bool)
+    runs[1::every] = True
+    return dataclasses.replace(plan, runs=runs.reshape(plan.runs.shape))
 
 
 def run_tiled(slide: ScaledSlide, session: Session, plan: Plan) -> np.ndarray:
@@ -102,8 +115,8 @@ def test_too_small_a_halo_shows(open_model) -> None:
     """The exactness above is no accident of models without context."""
     session, slide = open_model("conv"), scaled_array(noise(150, 150))
     plan = plan_all(slide, session)
-    grid = plan_grid(slide.m_size, (64, 64), overlap=0, halo=0, stride_multiple=1)
-    blind = Plan(grid, tuple(grid.iter_tiles()), "crop", 3, 2)
+    grid = plan_grid(slide.m_size, (64, 64), overlap=0, halo=0, stride_multiple=1, crop=True)
+    blind = Plan(grid, every_tile(grid), "crop", 3, 2)
     whole = run_whole(slide, session, plan.grid)
     assert np.abs(run_tiled(slide, session, blind) - whole).max() > 1e-3
 
@@ -112,7 +125,7 @@ def test_too_small_a_halo_shows(open_model) -> None:
 def test_a_constant_model_stays_constant_whatever_runs(open_model, blend: str) -> None:
     session, slide = open_model("constant"), scaled_array(noise(150, 170))
     plan = plan_all(slide, session, blend=blend)
-    some = dataclasses.replace(plan, tiles=plan.tiles[1::3])
+    some = some_tiles(plan, 3)
     for chosen in (plan, some):
         for band in iter_bands(slide, session, chosen):
             expected = np.broadcast_to(np.float32([0.2, 0.5, 0.3]), (int(band.covered.sum()), 3))
@@ -125,13 +138,32 @@ def test_a_constant_model_stays_constant_whatever_runs(open_model, blend: str) -
 def test_batch_size_and_readers_change_no_byte(open_model, blend: str, skip: bool) -> None:
     session, slide = open_model("unet"), scaled_array(noise(201, 167))
     plan = plan_all(slide, session, blend=blend)
-    tiles = plan.tiles[::2] if skip else plan.tiles
+    plan = some_tiles(plan, 2) if skip else plan
     results = [
-        run_tiled(slide, session, dataclasses.replace(plan, tiles=tiles, batch_size=batch, readers=readers))
+        run_tiled(slide, session, dataclasses.replace(plan, batch_size=batch, readers=readers))
         for batch, readers in [(1, 1), (2, 3), (5, 8), (64, 2)]
     ]
     for other in results[1:]:
         assert other.tobytes() == results[0].tobytes()
+
+
+@pytest.mark.parametrize("name", ["unet", "constant"])
+@pytest.mark.parametrize("blend", ["cosine", "crop", "gaussian", "constant"])
+@given(columns=st.integers(1, 6), more=st.integers(0, 40), every=st.integers(1, 3))
+@settings(max_examples=10)
+def test_panels_change_no_byte(
+    open_model, name: str, blend: str, columns: int, more: int, every: int
+) -> None:
+    session, slide = open_model(name), scaled_array(noise(130, 301))
+    plan = some_tiles(plan_all(slide, session, blend=blend, more=more), every)
+    whole = np.zeros((130, 301, len(session.card.class_names)), np.float32)
+    cut = np.full_like(whole, np.nan)
+    for chosen, result in ((plan, whole), (dataclasses.replace(plan, panel_columns=columns), cut)):
+        for parts in iter_rows(slide, session, chosen):
+            for part in parts:
+                rows, width = part.covered.shape
+                result[part.m_y : part.m_y + rows, part.m_x : part.m_x + width] = part.probabilities
+    assert cut.tobytes() == whole.tobytes()
 
 
 @given(st.integers(1, 200), st.integers(1, 200), st.data())
@@ -141,9 +173,8 @@ def test_bands_cover_every_row_once_and_skipped_tiles_become_background(
 ) -> None:
     session, slide = open_model("threshold"), scaled_array(np.zeros((height, width, 3), np.uint8))
     plan = plan_all(slide, session, blend="cosine", more=8, tile=32)
-    ran = data.draw(st.lists(st.booleans(), min_size=len(plan.tiles), max_size=len(plan.tiles)))
-    tiles = tuple(tile for tile, run in zip(plan.tiles, ran, strict=True) if run)
-    bands = list(iter_bands(slide, session, dataclasses.replace(plan, tiles=tiles)))
+    plan = dataclasses.replace(plan, runs=data.draw(hnp.arrays(bool, plan.runs.shape)))
+    bands = list(iter_bands(slide, session, plan))
     rows = 0
     for band in bands:
         assert band.m_y == rows
@@ -151,7 +182,7 @@ def test_bands_cover_every_row_once_and_skipped_tiles_become_background(
     assert rows == height
     labels = np.concatenate([label_band(band, background=0) for band in bands])
     expected = np.zeros((height, width), np.uint8)
-    for tile in tiles:
+    for tile in plan.iter_runs():
         x0, y0, x1, y1 = tile.m_write
         expected[y0:y1, x0:x1] = 1
     np.testing.assert_array_equal(labels, expected)
@@ -179,9 +210,9 @@ def test_progress_reaches_the_total(open_model, batch: int) -> None:
 
     for _ in iter_bands(slide, session, plan, on_tiles=note):
         pass
-    assert [total for _, total in seen] == [len(plan.tiles)] * len(seen)
+    assert [total for _, total in seen] == [plan.run_count] * len(seen)
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
-    assert seen[-1][0] == len(plan.tiles)
+    assert seen[-1][0] == plan.run_count
     assert callers == {threading.current_thread()}
 
 
@@ -221,7 +252,7 @@ def test_a_failing_model_stops_the_run_with_its_own_message(open_model) -> None:
     # tiles of odd size: the skip of the U-Net does not fit what comes back up
     grid = plan_grid(slide.m_size, (63, 63), overlap=10, halo=5, stride_multiple=1)
     with pytest.raises(ModelError, match="onnxruntime failed"):
-        run_tiled(slide, session, Plan(grid, tuple(grid.iter_tiles()), "crop", 2, 2))
+        run_tiled(slide, session, Plan(grid, every_tile(grid), "cosine", 2, 2))
     assert histoseg_threads() == []
 
 
@@ -233,6 +264,23 @@ def test_a_failing_consumer_of_progress_stops_the_run(open_model) -> None:
 
     with pytest.raises(RuntimeError, match="the window was closed"):
         list(iter_bands(slide, session, plan_all(slide, session), on_tiles=fail))
+    assert histoseg_threads() == []
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_run_is_cancelled_within_one_batch(open_model, batch: int) -> None:
+    session, slide, cancel = open_model("conv"), scaled_array(noise(900, 300)), threading.Event()
+    plan = plan_all(slide, session, batch=batch)
+    seen = []
+
+    def note(done: int, total: int) -> None:
+        seen.append(done)
+        if done >= 2 * batch:
+            cancel.set()
+
+    with pytest.raises(CancelledError, match=f"cancelled after {2 * batch} of {plan.run_count} tiles"):
+        list(iter_bands(slide, session, plan, on_tiles=note, cancel=cancel))
+    assert seen[-1] == 2 * batch
     assert histoseg_threads() == []
 
 
@@ -251,7 +299,7 @@ def test_closing_the_iterator_early_stops_every_thread(open_model) -> None:
     assert next(bands).m_y == 0
     bands.close()
     assert histoseg_threads() == []
-    assert 0 < len(reads) < len(plan.tiles) // 2  # back-pressure: reading never ran far ahead
+    assert 0 < len(reads) < plan.run_count // 2  # back-pressure: reading never ran far ahead
 
 
 def test_batches_fill_a_fixed_number_of_pixels_or_the_models_own_size(open_model) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from histoseg.grid import Axis, plan_axis, plan_grid
+from histoseg.grid import Axis, Grid, plan_axis, plan_grid
 
 
 @st.composite
@@ -16,7 +18,8 @@ def axes(draw: st.DrawFn) -> Axis:
     step = stride * draw(st.integers(1, 6))
     tile = step + 2 * halo + draw(st.integers(0, 70))
     overlap = draw(st.integers(2 * halo, tile - step))
-    return plan_axis(draw(st.integers(1, 400)), tile, overlap=overlap, halo=halo, stride_multiple=stride)
+    length, crop = draw(st.integers(1, 400)), draw(st.booleans())
+    return plan_axis(length, tile, overlap=overlap, halo=halo, stride_multiple=stride, crop=crop)
 
 
 @given(axes())
@@ -38,8 +41,18 @@ def test_write_ranges_lie_inside_the_slide_and_in_the_valid_part_of_their_tile(a
 
 
 @given(axes())
+def test_cropped_tiles_meet_and_others_share_their_fade(axis: Axis) -> None:
+    for index in range(axis.count - 1):
+        end, begin = axis.write_range(index)[1], axis.write_range(index + 1)[0]
+        assert end - begin == axis.fade
+        assert axis.fade == (0 if axis.crop else axis.tile - 2 * axis.halo - axis.step)
+
+
+@given(axes())
 def test_no_tile_could_be_left_out_at_the_end(axis: Axis) -> None:
-    without_last = [axis.write_range(index)[1] for index in range(axis.count - 1)]
+    without_last = [
+        axis.start(index) + axis.tile - axis.halo for index in range(axis.count - 1)
+    ]  # also when the last tile's neighbour gives it half of what they share
     assert max(without_last, default=0) < axis.length
 
 
@@ -75,8 +88,6 @@ def test_final_before_is_monotone_and_no_later_tile_touches_what_is_final(axis: 
 
 @given(axes(), axes())
 def test_grid_lists_every_tile_once_row_by_row(x: Axis, y: Axis) -> None:
-    from histoseg.grid import Grid
-
     grid = Grid(x, y)
     tiles = list(grid.iter_tiles())
     assert [(tile.row, tile.column) for tile in tiles] == sorted((t.row, t.column) for t in tiles)
@@ -86,6 +97,27 @@ def test_grid_lists_every_tile_once_row_by_row(x: Axis, y: Axis) -> None:
         assert (tile.m_x, tile.m_y) == (x.start(tile.column), y.start(tile.row))
     assert grid.m_size == (x.length, y.length)
     assert grid.tile_size == (x.tile, y.tile)
+
+
+@given(axes(), axes(), st.integers(1, 20))
+def test_panels_finish_every_column_once_and_run_what_reaches_into_them(
+    x: Axis, y: Axis, columns: int
+) -> None:
+    grid = Grid(x, y)
+    panels = grid.cut_panels(columns)
+    edges = [panel.m_x0 for panel in panels] + [panels[-1].m_x1]
+    assert edges[0] == 0
+    assert edges[-1] == x.length
+    assert all(before.m_x1 == after.m_x0 for before, after in itertools.pairwise(panels))
+    assert edges == sorted(set(edges))
+    for panel in panels:
+        reaching = [
+            column
+            for column in range(x.count)
+            if x.write_range(column)[0] < panel.m_x1 and x.write_range(column)[1] > panel.m_x0
+        ]
+        assert list(panel.columns) == reaching
+        assert len([c for c in panel.columns if x.write_range(c)[0] >= panel.m_x0]) <= columns
 
 
 def test_sizes_are_given_as_width_and_height() -> None:

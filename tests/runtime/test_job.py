@@ -15,7 +15,15 @@ import tifffile
 
 import histoseg
 from histoseg.demo import write_pyramid
-from histoseg.errors import ModelError, OptionError, OutputError, SlideError, SpacingError, TruthError
+from histoseg.errors import (
+    CancelledError,
+    ModelError,
+    OptionError,
+    OutputError,
+    SlideError,
+    SpacingError,
+    TruthError,
+)
 from histoseg.job import RunOptions, segment_slide
 from histoseg.session import open_session
 from histoseg.slide import ArraySlide, FileSlide
@@ -141,6 +149,44 @@ def test_a_rerun_gives_the_same_bytes(
     segment_slide(small_slide, session, tmp_path, options)
     assert (tmp_path / "small" / "labels.tif").read_bytes() == first
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+@pytest.mark.parametrize("blend", ["cosine", "crop"])
+@pytest.mark.parametrize("columns", [1, 2, 5])
+def test_panels_change_no_byte(
+    monkeypatch: pytest.MonkeyPatch, open_model, small_slide: Path, tmp_path: Path, columns: int, blend: str
+) -> None:
+    session, truth = open_model("unet"), small_slide.with_name("truth.png")
+    options = RunOptions(tissue=False, blend=blend)
+    whole = segment_slide(small_slide, session, tmp_path / "whole", options, truth=truth)
+    monkeypatch.setattr("histoseg.job.fit_panels", lambda *_, **__: columns)
+    options = dataclasses.replace(options, max_memory=1 << 30)
+    cut = segment_slide(small_slide, session, tmp_path / "cut", options, truth=truth)
+    assert (whole["tiles"]["panels"], cut["tiles"]["panels"]) == (1, -(-whole["tiles"]["columns"] // columns))
+    for name in ("labels.tif", "overlay.png"):
+        assert (tmp_path / "cut/small" / name).read_bytes() == (tmp_path / "whole/small" / name).read_bytes()
+    assert cut["score"] == whole["score"]
+    assert cut["classes"] == whole["classes"]
+
+
+def test_memory_that_is_enough_cuts_nothing_and_too_little_is_refused(
+    open_model, small_slide: Path, tmp_path: Path
+) -> None:
+    report = segment_slide(small_slide, open_model("conv"), tmp_path, RunOptions(max_memory=64 << 30))
+    assert report["tiles"]["panels"] == 1
+    before = tree(tmp_path)
+    with pytest.raises(OptionError, match="--max-memory is 1 MiB, expected at least"):
+        segment_slide(small_slide, open_model("conv"), tmp_path, RunOptions(max_memory=1 << 20))
+    assert tree(tmp_path) == before
+
+
+def test_a_cancelled_run_leaves_nothing_behind(open_model, small_slide: Path, tmp_path: Path) -> None:
+    cancel = threading.Event()
+    with pytest.raises(CancelledError, match=r"cancelled after \d+ of \d+ tiles"):
+        segment_slide(
+            small_slide, open_model("conv"), tmp_path, ALL, cancel=cancel, on_tiles=lambda *_: cancel.set()
+        )
+    assert tree(tmp_path) == {}
 
 
 def test_a_model_of_fixed_batch_refuses_another(open_model, small_slide: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ one row of tiles, whatever the slide's size.
 from __future__ import annotations
 
 import tempfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
 TILE_PX = 256
 SMALLEST_LEVEL_PX = 512
+DEFLATE_LEVEL = 6
 
 
 class LabelPyramid:
@@ -142,12 +142,14 @@ class _Level:
         self._spool.close()
 
     def _store(self, block: Labels) -> Labels:
+        import imagecodecs  # libdeflate: half the time of zlib for the same size
+
         columns = -(-self.width // TILE_PX)
         padded = np.zeros((TILE_PX, columns * TILE_PX), np.uint8)
         padded[: len(block), : block.shape[1]] = block
         for column in range(columns):
-            tile = np.ascontiguousarray(padded[:, column * TILE_PX : (column + 1) * TILE_PX])
-            data = zlib.compress(tile.tobytes(), 6)
+            tile = padded[:, column * TILE_PX : (column + 1) * TILE_PX]
+            data = imagecodecs.deflate_encode(tile.tobytes(), DEFLATE_LEVEL)
             self._spool.write(data)
             self._lengths.append(len(data))
             self.stored_bytes += len(data)
