@@ -3,8 +3,8 @@
     python benchmarks/engine.py [--model model.onnx ...] [--slide slide.svs] [--rounds 5]
 
 The whole run reads real slide pixels, blends, labels and writes `labels.tif`; the bare one is onnxruntime
-with its own defaults, fed with the same tiles from memory. Without --model it measures the default model and a
-U-Net of 7.8 million parameters (random weights). Ends with one line of JSON.
+with its own defaults, fed with the same tiles from memory. Without --model it measures the default model and
+a U-Net of 7.8 million parameters (random weights). Ends with one line of JSON.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Peak memory of `histoseg-run` on slides that differ in height alone.
+"""Peak memory of `histoseg-run` on slides that differ in height alone, and on a very wide one with a limit.
 
     python benchmarks/memory.py [--model model.onnx --card card.json] [--width 20000] [--heights 20000 80000]
+                                [--wide 120000] [--wide-height 4096] [--max-memory 1GiB]
 
 The slides repeat real pixels (or the demo slide's, without `--pixels`) in a tiled JPEG pyramid of two levels.
 Ends with one line of JSON: peak resident MiB and seconds of each run, each in its own process.
@@ -73,7 +74,12 @@ def measure(slide: Path, out: Path, words: list[str]) -> dict[str, float]:
     _, status, usage = os.wait4(child.pid, 0)
     if status:
         raise SystemExit(f"histoseg-run failed on {slide}")
-    return {"peak_mib": round(usage.ru_maxrss / 1024, 1), "seconds": round(time.perf_counter() - begin, 1)}
+    report = json.loads((out / slide.stem / "report.json").read_text(encoding="utf-8"))
+    return {
+        "peak_mib": round(usage.ru_maxrss / 1024, 1),
+        "seconds": round(time.perf_counter() - begin, 1),
+        "panels": report["tiles"]["panels"],
+    }
 
 
 def main() -> None:
@@ -84,20 +90,26 @@ def main() -> None:
     parser.add_argument("--card", type=Path)
     parser.add_argument("--pixels", type=Path, help="a slide whose pixels are repeated")
     parser.add_argument("--width", type=int, default=20_000)
-    parser.add_argument("--heights", type=int, nargs="+", default=[20_000, 80_000])
+    parser.add_argument("--heights", type=int, nargs="*", default=[20_000, 80_000])
+    parser.add_argument("--wide", type=int, default=120_000, help="0 leaves it out")
+    parser.add_argument("--wide-height", type=int, default=4096)
+    parser.add_argument("--max-memory", default="1GiB", help="limit of the wide run")
     options = parser.parse_args()
     words = [w for name in ("model", "card") if (v := getattr(options, name)) for w in (f"--{name}", str(v))]
-    rgb = read_pixels(options.pixels)
-    runs = {}
+    cases = [(options.width, height, words) for height in options.heights]
+    if options.wide:
+        cases.append((options.wide, options.wide_height, [*words, "--max-memory", options.max_memory]))
+    rgb, runs = read_pixels(options.pixels), {}
     with tempfile.TemporaryDirectory() as name:
-        for height in options.heights:
-            slide = Path(name) / f"{options.width}x{height}.tif"
-            write_slide(slide, rgb, options.width, height)
-            runs[slide.stem] = measure(slide, Path(name) / "out", words)
+        for width, height, arguments in cases:
+            slide = Path(name) / f"{width}x{height}.tif"
+            write_slide(slide, rgb, width, height)
+            runs[slide.stem] = measure(slide, Path(name) / "out", arguments)
             print(slide.stem, runs[slide.stem], flush=True)
             slide.unlink()
-    peaks = [run["peak_mib"] for run in runs.values()]
-    print(json.dumps({"runs": runs, "spread_mib": round(max(peaks) - min(peaks), 1)}))
+    peaks = [runs[f"{options.width}x{height}"]["peak_mib"] for height in options.heights]
+    spread = round(max(peaks) - min(peaks), 1) if peaks else None
+    print(json.dumps({"runs": runs, "spread_mib": spread, "max_memory": options.max_memory}))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -103,12 +104,39 @@ def test_cosine_equals_one_run_over_the_whole_slide_within_rounding(
     np.testing.assert_allclose(run_tiled(slide, session, plan), whole, atol=1e-5, rtol=0)
 
 
-def test_crop_equals_the_whole_run_on_a_real_slide(open_model, real_svs: Path) -> None:
-    session = open_model("unet")
+@pytest.fixture(scope="module")
+def real_slide(real_svs: Path) -> Iterator[ScaledSlide]:
     with open_slide(real_svs) as file:
-        slide = ScaledSlide(file, plan_scale(file, 0.5, tolerance=0.05))
-        plan = plan_all(slide, session, tile=512, more=0, batch=1)
-        np.testing.assert_array_equal(run_tiled(slide, session, plan), run_whole(slide, session, plan.grid))
+        yield ScaledSlide(file, plan_scale(file, 0.5, tolerance=0.05))
+
+
+def test_crop_equals_the_whole_run_on_a_real_slide(open_model, real_slide: ScaledSlide) -> None:
+    session = open_model("unet")
+    plan = plan_all(real_slide, session, tile=512, more=0, batch=1)
+    tiled = run_tiled(real_slide, session, plan)
+    np.testing.assert_array_equal(tiled, run_whole(real_slide, session, plan.grid))
+
+
+def test_cosine_equals_the_whole_run_on_a_real_slide_within_rounding(
+    open_model, real_slide: ScaledSlide
+) -> None:
+    session = open_model("unet")
+    plan = plan_all(real_slide, session, tile=512, more=128 - 10, batch=1, blend="cosine")
+    tiled, whole = run_tiled(real_slide, session, plan), run_whole(real_slide, session, plan.grid)
+    np.testing.assert_allclose(tiled, whole, atol=1e-5, rtol=0)
+
+
+def test_moving_the_origin_of_a_real_slide_by_one_stride_multiple_changes_nothing(
+    open_model, real_slide: ScaledSlide
+) -> None:
+    session, rgb = open_model("unet"), real_slide.read(700, 900, 901, 703)
+    stride = session.card.tiling.stride_multiple
+    slide, moved = scaled_array(rgb), scaled_array(np.ascontiguousarray(rgb[stride:, stride:]))
+    plain, after = (
+        run_tiled(one, session, plan_all(one, session, tile=256, batch=1)) for one in (slide, moved)
+    )
+    rim = session.card.tiling.halo_px + 1  # which mirrors other pixels
+    np.testing.assert_array_equal(plain[stride:, stride:][rim:, rim:], after[rim:, rim:])
 
 
 def test_too_small_a_halo_shows(open_model) -> None:
