@@ -19,15 +19,16 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from unet import write_unet
 
 from histoseg.blend import label_band
 from histoseg.cpu import count_cpus
 from histoseg.demo import write_demo_slide
 from histoseg.engine import Plan, iter_rows
-from histoseg.job import RunOptions, plan_run, scale_slide
 from histoseg.models import default_model
+from histoseg.options import RunOptions
 from histoseg.outputs.labels import LabelPyramid
+from histoseg.planning import plan_run, scale_slide
+from histoseg.providers import list_arguments
 from histoseg.session import Session, open_session
 from histoseg.slide import ScaledSlide, open_slide
 from histoseg.tensors import prepare_input
@@ -54,12 +55,13 @@ def run_whole(
     return time.perf_counter() - begin, clock.report(STAGES)
 
 
-def open_bare(model: Path, provider: str) -> onnxruntime.InferenceSession:
-    """Open a model as anybody would: onnxruntime's defaults, and as many threads as there are CPUs."""
+def open_bare(model: Path, session: Session) -> onnxruntime.InferenceSession:
+    """Open a model with onnxruntime's own defaults, the same provider, and a thread for each CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = count_cpus()
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model, options, providers=[provider])
+    providers = list_arguments(session.provider, session.card.precision, count_cpus())
+    return onnxruntime.InferenceSession(model, options, providers=providers)
 
 
 def run_bare(bare: onnxruntime.InferenceSession, inputs: list[dict[str, Any]]) -> float:
@@ -83,7 +85,7 @@ def measure(
     session, slide, options = open_session(model, provider=provider), open_slide(slide_path), RunOptions()
     scaled = scale_slide(slide, session, options)
     _, plan = plan_run(scaled, session, options)
-    bare = open_bare(model, PROVIDER_NAMES[provider])
+    bare = open_bare(model, session)
     inputs = [{session.card.input.name: prepare_input(b, session.card)} for b in read_batches(scaled, plan)]
     run_bare(bare, inputs[:2])
     run_whole(scaled, session, plan, folder)
@@ -94,9 +96,6 @@ def measure(
         wholes.append(seconds)
         splits.append(split)
     return _summarize(scaled, plan, model, wholes, bares, splits)
-
-
-PROVIDER_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 def _summarize(
@@ -141,6 +140,8 @@ def main() -> None:
         slide = options.slide or write_demo_slide(folder)[0]
         models = options.model
         if models is None:
+            from unet import write_unet  # needs onnx
+
             write_unet(folder / "unet32.onnx")
             models = [default_model(), folder / "unet32.onnx"]
         figures = []

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from histoseg.card import ModelCard as ModelCard
     from histoseg.errors import HistosegError as HistosegError
-    from histoseg.job import RunOptions as RunOptions
     from histoseg.job import segment_slide as segment_slide
+    from histoseg.options import RunOptions as RunOptions
     from histoseg.session import Session as Session
     from histoseg.session import open_session as open_session
     from histoseg.slide import open_slide as open_slide
@@ -27,7 +27,7 @@ __version__ = "0.1.0"
 _ROOMS = {
     "HistosegError": "errors",
     "ModelCard": "card",
-    "RunOptions": "job",
+    "RunOptions": "options",
     "Session": "session",
     "open_session": "session",
     "open_slide": "slide",

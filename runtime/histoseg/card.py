@@ -23,6 +23,7 @@ Layout = Literal["NHWC", "NCHW"]
 Activation = Literal["softmax", "sigmoid", "logits"]
 Blend = Literal["cosine", "crop", "gaussian", "constant"]
 Precision = Literal["fp32", "fp16", "int8"]
+ColorSpace = Literal["device", "sRGB"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class InputSpec:
     channel_order: Literal["RGB", "BGR"]
     shape: tuple[int | None, ...]
     """Four sizes in `layout` order; `None` where the model takes any."""
+    color_space: ColorSpace = "device"
+    """What the model's training pixels were in: `device` is pixels as they are stored in the slide, `sRGB`
+    is pixels converted by the slide's ICC profile (a slide without one counts as sRGB already)."""
 
 
 @dataclass(frozen=True)
@@ -144,12 +148,6 @@ def load_card(path: Path) -> ModelCard:
         raise CardError(f"{path}: cannot read the model card ({error})") from error
     except CardError as error:
         raise CardError(f"{path}: {error}") from error
-
-
-def parse_color(text: str) -> tuple[int, int, int]:
-    """Return red, green and blue of `#rrggbb`, 0 to 255."""
-    red, green, blue = bytes.fromhex(text.removeprefix("#"))
-    return red, green, blue
 
 
 def _require(ok: bool, name: str, found: object, expected: str) -> None:

@@ -16,7 +16,7 @@ from histoseg.command import run_command
 from histoseg.errors import HistosegError, OptionError, OutputError, SlideError
 
 if TYPE_CHECKING:
-    from histoseg.job import RunOptions
+    from histoseg.options import RunOptions
     from histoseg.session import Session
 
 EXAMPLES = """\b
@@ -63,6 +63,9 @@ def _check_size(context: click.Context, parameter: click.Parameter, value: str |
 @click.option(
     "--truth", type=click.Path(path_type=Path), help="Mask, GeoJSON or ImageScope XML: reports Dice."
 )
+@click.option(
+    "--roi", type=click.Path(path_type=Path), help="Mask, GeoJSON or ImageScope XML: runs there alone."
+)
 @click.option("--mpp", type=click.FloatRange(min=0, min_open=True), help="um/px of the slide, over its own.")
 @click.option("--allow-coarse", is_flag=True, help="Enlarge a slide that is too coarse for the model.")
 @click.option("--blend", type=click.Choice(get_args(Blend)), help="How tiles join.  [default: the model's]")
@@ -73,7 +76,9 @@ def _check_size(context: click.Context, parameter: click.Parameter, value: str |
               help="Probability of the second class (two-class models).")  # fmt: skip
 @click.option("--no-tissue", is_flag=True, help="Run every tile, tissue or not.")
 @click.option("--batch", type=click.IntRange(1, 1024), help="Tiles at a time.  [default: by size]")
-@click.option("--threads", type=click.IntRange(1, 256), help="CPU threads for the model.  [default: all]")
+@click.option(
+    "--threads", type=click.IntRange(1, 256), help="CPU threads for the model.  [default: all; few on a GPU]"
+)
 @click.option("--max-memory", metavar="SIZE", callback=_check_size, help="Stay below, such as 1GiB.")
 @click.option("--demo", is_flag=True, help="Draw a slide with known nuclei, segment it, show the Dice.")
 @click.version_option(histoseg.__version__)
@@ -87,6 +92,8 @@ def command(**options: Any) -> int:
     slides = expand_slides(options["slides"])
     if options["truth"] and len(slides) > 1:
         raise click.UsageError(f"--truth is the truth of one slide, but there are {len(slides)}")
+    if options["roi"] and len(slides) > 1:
+        raise click.UsageError(f"--roi is a region of one slide, but there are {len(slides)}")
     with _open_model(options) as session:
         return _run_all(slides, session, options["out"] or Path("histoseg-out"), options)
 
@@ -133,7 +140,7 @@ def _open_model(options: dict[str, Any]) -> Session:
 
 
 def _read_options(options: dict[str, Any], session: Session) -> RunOptions:
-    from histoseg.job import RunOptions, check_options
+    from histoseg.options import RunOptions, check_options
 
     chosen = RunOptions(
         mpp=options["mpp"],
@@ -160,7 +167,15 @@ def _run_all(slides: list[Path], session: Session, out: Path, options: dict[str,
     for path in slides:
         try:
             with _progress(path.name) as on_tiles:
-                report = segment_slide(path, session, out, chosen, truth=options["truth"], on_tiles=on_tiles)
+                report = segment_slide(
+                    path,
+                    session,
+                    out,
+                    chosen,
+                    truth=options["truth"],
+                    roi=options["roi"],
+                    on_tiles=on_tiles,
+                )
         except (HistosegError, OSError, MemoryError) as error:  # one bad slide never stops the others
             failed += 1
             click.echo(f"histoseg-run: error: {error}", err=True)
@@ -172,8 +187,10 @@ def _run_all(slides: list[Path], session: Session, out: Path, options: dict[str,
 def _run_demo(options: dict[str, Any]) -> int:
     from histoseg.demo import write_demo_slide
 
-    if options["slides"] or options["truth"]:
-        raise click.UsageError("--demo draws its own slide and truth, but a SLIDE or --truth was given")
+    if options["slides"] or options["truth"] or options["roi"]:
+        raise click.UsageError(
+            "--demo draws its own slide and truth, but a SLIDE, --truth or --roi was given"
+        )
     out = options["out"] or Path("histoseg-demo")
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,10 @@ class TruthError(HistosegError, ValueError):
     """A truth mask cannot be read, or does not fit the slide or the model's classes."""
 
 
+class RoiError(HistosegError, ValueError):
+    """A region of interest cannot be read, or holds nothing of the slide."""
+
+
 class AnnotationError(HistosegError, ValueError):
     """An annotation file cannot be read, or names classes that the model does not have."""
 

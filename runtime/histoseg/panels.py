@@ -19,7 +19,7 @@ from histoseg.errors import OutputError
 if TYPE_CHECKING:
     from histoseg.arrays import Labels
 
-# Rows are joined in slices of this height: what a slide's whole width costs is 64 bytes a pixel.
+# Rows are handed on in slices of this height: what outputs do with them at once stays small on a wide slide.
 SLICE_ROWS = 64
 
 
@@ -47,14 +47,14 @@ class LabelSpool:
         Raises:
             OutputError: The disk is full.
         """
-        for top in range(0, len(labels), SLICE_ROWS):
-            data = zlib.compress(np.ascontiguousarray(labels[top : top + SLICE_ROWS]).tobytes(), 1)
+        for y, rows in iter_slices(m_y, labels):
+            data = zlib.compress(rows.tobytes(), 1)
             try:
                 self._file.write(data)
             except OSError as error:
                 raise OutputError(f"cannot store labels of a panel ({error}); free space") from error
             place = (self._file.tell() - len(data), len(data), labels.shape[1])
-            self._slices.setdefault(m_y + top, []).append(place)
+            self._slices.setdefault(y, []).append(place)
 
     def iter_rows(self) -> Iterator[tuple[int, Labels]]:
         """Yield `m_y` and labels over the slide's whole width, from top to bottom."""
@@ -69,17 +69,24 @@ class LabelSpool:
 def join_panels(
     rows: Iterable[tuple[int, Labels]], panels: int, folder: Path
 ) -> Iterator[tuple[int, Labels]]:
-    """Yield `m_y` and labels over the slide's whole width.
+    """Yield `m_y` and labels over the slide's whole width, at most `SLICE_ROWS` rows at a time.
 
     Args:
-        rows: `m_y` and labels of each panel's rows, panel by panel; of one panel they are passed on.
+        rows: `m_y` and labels of each panel's rows, panel by panel.
         panels: Number of panels.
         folder: Where labels wait if there are several.
     """
     if panels == 1:
-        yield from rows
+        for m_y, labels in rows:
+            yield from iter_slices(m_y, labels)
         return
     with LabelSpool(folder) as spool:
         for m_y, labels in rows:
             spool.add(m_y, labels)
         yield from spool.iter_rows()
+
+
+def iter_slices(m_y: int, labels: Labels) -> Iterator[tuple[int, Labels]]:
+    """Yield rows `m_y` and below in slices of at most `SLICE_ROWS` rows."""
+    for top in range(0, len(labels), SLICE_ROWS):
+        yield m_y + top, labels[top : top + SLICE_ROWS]

@@ -8,68 +8,51 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-from dataclasses import dataclass
-from importlib import metadata
+import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
+from histoseg.binding import Binding, BoundRunner
 from histoseg.card import METADATA_KEY, ModelCard, card_from_text, load_card
-from histoseg.errors import CardError, ModelError, ProviderError
-from histoseg.transform import apply_transform
+from histoseg.cpu import INT8_DOT_PRODUCTS, read_int8_instructions
+from histoseg.errors import CardError, HistosegError, ModelError, ProviderError
+from histoseg.libraries import shorten, suggest_repair
+from histoseg.load import count_placement, load_on, load_plainly, require_placement
+from histoseg.providers import PROVIDERS, choose_providers, import_onnxruntime, require_suited
+from histoseg.tensors import prepare_input, read_output, shape_output
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from histoseg.arrays import Floats, Pixels
 
+    Runner = Callable[[NDArray[Any]], NDArray[Any]]
+
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Provider:
-    """An execution provider: onnxruntime's name, the wheel that carries it, the options it gets."""
-
-    ort_name: str
-    wheel: str
-    requirement: str
-    """What pip installs for it: the wheel with its extras."""
-    options: tuple[tuple[str, str], ...] = ()
-
-
-PROVIDERS: dict[str, Provider] = {
-    "tensorrt": Provider("TensorrtExecutionProvider", "onnxruntime-gpu", "onnxruntime-gpu[cuda,cudnn]"),
-    "cuda": Provider(
-        "CUDAExecutionProvider",
-        "onnxruntime-gpu",
-        "onnxruntime-gpu[cuda,cudnn]",
-        # TF32 off, so that CPU and GPU agree; an exhaustive search costs minutes and wins nothing here
-        (("use_tf32", "0"), ("cudnn_conv_algo_search", "HEURISTIC")),
-    ),
-    "openvino": Provider("OpenVINOExecutionProvider", "onnxruntime-openvino", "onnxruntime-openvino"),
-    "cpu": Provider("CPUExecutionProvider", "onnxruntime", "onnxruntime"),
-}
 TENSOR_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(float16)": "float16"}
-# what rounding in half precision may add to a probability
-PROBABILITY_SLACK = 2e-3
-AUTO_ORDER = ("cuda", "openvino", "cpu")
-WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
+# What a run on a GPU fails with when the fault is the machine's, not the model's.
+DEVICE_FAILURE = re.compile(r"cudnn|(?:CUDA|CUBLAS) failure|out of memory|failed to allocate", re.IGNORECASE)
 
 
 class Session:
     """An open model: batches of RGB tiles in, probabilities out."""
 
-    def __init__(self, ort_session: Any, model: Path, card: ModelCard, provider: str) -> None:
-        """Wrap an onnxruntime session; use `open_session`."""
+    def __init__(
+        self, model: Path, card: ModelCard, provider: str, placement: dict[str, int] | None, runner: Runner
+    ) -> None:
+        """Wrap what runs the model; use `open_session`."""
         self.name = model.name
         self.sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
         self.card = card
         self.provider = provider
-        self._session = ort_session
+        self.placement = placement
+        """Nodes of the model's graph on each provider; `None` where onnxruntime cannot tell."""
+        self._runner: Runner | None = runner
 
     def __enter__(self) -> Self:
         """Return the session itself."""
@@ -78,8 +61,8 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Release the model's memory."""
-        self._session = None
+        """Release the model's memory, and the buffers on its device."""
+        self._runner = None
 
     @property
     def batch_size(self) -> int | None:
@@ -87,7 +70,10 @@ class Session:
         return self.card.input.shape[0]
 
     def run(self, tiles: Pixels) -> Floats:
-        """Predict a batch. Safe from several threads.
+        """Predict a batch.
+
+        Safe from several threads: onnxruntime's sessions are, and on a GPU every call that runs at the same
+        time has buffers of its own. The result is the caller's, to keep and to write into.
 
         Args:
             tiles: `(batch, height, width, 3)` uint8 RGB.
@@ -97,15 +83,16 @@ class Session:
 
         Raises:
             ModelError: The model fails, or its output has another shape than its card says.
+            ProviderError: The provider's libraries or its device fail.
         """
-        card = self.card
-        if self._session is None:
+        runner = self._runner
+        if runner is None:
             raise ModelError(f"{self.name}: the session is closed; open it again with open_session")
         try:
-            (raw,) = self._session.run([card.output.name], {card.input.name: prepare_input(tiles, card)})
+            raw = runner(prepare_input(tiles, self.card))
         except Exception as error:
-            raise ModelError(f"onnxruntime failed on the model: {_first_line(error)}") from error
-        return read_output(raw, card, tiles.shape[:3])
+            raise _name_run_failure(self.provider, str(error)) from error
+        return read_output(raw, self.card, tiles.shape[:3])
 
 
 def open_session(
@@ -122,12 +109,12 @@ def open_session(
         provider: `auto`, a key of `PROVIDERS`, or a name that onnxruntime knows. `auto` takes the first of
             CUDA, OpenVINO and CPU that works here and suits the model's precision.
         card: A sidecar that describes the model instead.
-        threads: Threads for the operators; all that this process may use when `None`.
+        threads: Threads for the operators; when `None`, all that this process may use, and few on a GPU.
 
     Raises:
         ModelError: The file is missing, no ONNX model, or has no card.
         CardError: The card is not valid, or does not fit the model.
-        ProviderError: The provider is not to be had here, or does not suit the model.
+        ProviderError: The provider is not to be had here, runs no node of the model, or does not suit it.
     """
     model = Path(model)
     if not model.is_file():
@@ -137,7 +124,7 @@ def open_session(
     candidates = choose_providers(provider)
     for candidate in candidates:
         try:
-            return _open_on(candidate, model, sidecar, threads or count_cpus())
+            return _open_on(candidate, model, sidecar, threads)
         except ProviderError as error:
             if candidate == candidates[-1]:
                 raise
@@ -145,130 +132,84 @@ def open_session(
     raise AssertionError("choose_providers returned nothing")
 
 
-def choose_providers(name: str) -> list[str]:
-    """Resolve a provider's name to those to try, best first: one, unless the name is `auto`.
-
-    Raises:
-        ProviderError: The installed onnxruntime does not offer it; the message names the repair.
-    """
-    available = _import_onnxruntime().get_available_providers()
-    if name == "auto":
-        return [key for key in AUTO_ORDER if PROVIDERS[key].ort_name in available]
-    key = next((key for key, known in PROVIDERS.items() if known.ort_name == name), name)
-    ort_name = PROVIDERS[key].ort_name if key in PROVIDERS else name
-    if ort_name in available:
-        return [key]
-    raise ProviderError(
-        f"provider '{name}' is not in this onnxruntime, which offers {', '.join(available)}; {_repair(key)}"
-    )
-
-
-def _open_on(provider: str, model: Path, sidecar: Path | None, threads: int) -> Session:
-    session = _load(model, provider, threads)
-    _check_placement(session, provider)
+def _open_on(provider: str, model: Path, sidecar: Path | None, threads: int | None) -> Session:
+    ort = import_onnxruntime()
+    peeked = _peek_card(ort, provider, model, sidecar)
+    if peeked:
+        require_suited(provider, peeked, str(model))
+    precision = peeked.precision if peeked else "fp32"
+    session = load_on(ort, provider, model, precision=precision, threads=threads)
     card = _find_card(session, model, sidecar)
-    if provider in PROVIDERS and provider not in card.providers:
-        raise ProviderError(
-            f"{model}: a model in {card.precision} is not for provider '{provider}', "
-            f"expected one of {', '.join(card.providers)}; use that, or export another precision"
-        )
+    require_suited(provider, card, str(model))
     _check_tensors(session, card, model)
-    return Session(session, model, card, provider)
+    placement = count_placement(session)
+    require_placement(placement, provider, model.name)
+    if card.precision == "int8" and provider == "cpu":
+        _warn_of_int8(model)
+    return Session(model, card, provider, placement, _choose_runner(ort, session, provider, card))
 
 
-def known_provider(name: str) -> bool:
-    """Tell whether a name is `auto`, a provider of ours, or one that onnxruntime knows."""
-    if name == "auto" or name in PROVIDERS:
-        return True
-    return name in _import_onnxruntime().get_all_providers()
+def _peek_card(ort: Any, provider: str, model: Path, sidecar: Path | None) -> ModelCard | None:
+    """Return the card before a provider starts its device or builds its engine.
 
-
-def installed_wheels() -> dict[str, str]:
-    """Return the onnxruntime wheels in this environment, with their versions; there should be one."""
-    found = {}
-    for wheel in WHEELS:
-        try:
-            found[wheel] = metadata.version(wheel)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def count_cpus() -> int:
-    """Return how many CPUs this process may use: its affinity, and its cgroup's quota where there is one."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return max(1, min(allowed, int(quota) // int(period)))
-    except (OSError, ValueError):
-        return allowed
-
-
-def prepare_input(tiles: Pixels, card: ModelCard) -> NDArray[Any]:
-    """Return the tensor the card asks for, from `(batch, height, width, 3)` uint8 RGB."""
-    values: NDArray[Any] = tiles
-    if card.transform or card.input.dtype != "uint8":
-        values = apply_transform(tiles, card.transform).astype(card.input.dtype, copy=False)
-    if card.input.channel_order == "BGR":
-        values = values[..., ::-1]
-    if card.input.layout == "NCHW":
-        values = values.transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(values)
-
-
-def read_output(raw: Any, card: ModelCard, batch: tuple[int, ...]) -> Floats:
-    """Return `(batch, height, width, classes)` float32 probabilities from the model's output tensor.
-
-    Raises:
-        ModelError: The output has another shape than the card says.
+    `None` for the CPU, which loads the model anyway, and for what the CPU cannot load.
     """
-    if card.output.layout == "NCHW" and getattr(raw, "ndim", 0) == 4:
-        raw = raw.transpose(0, 2, 3, 1)
-    expected = (*batch, card.output.channels)
-    if raw.shape != expected:
-        raise ModelError(f"the model's output is {raw.shape} (NHWC), expected {expected} from its card")
-    values: Floats = raw.astype(np.float32, copy=False)
-    if card.output.activation == "logits":
-        values = _sigmoid(values) if card.output.channels == 1 else _softmax(values)
-    low, high = float(values.min()), float(values.max())
-    if not (low >= -PROBABILITY_SLACK and high <= 1 + PROBABILITY_SLACK):  # also when one of them is NaN
-        raise ModelError(
-            f"the model's output lies between {low:g} and {high:g}, expected probabilities; its card says "
-            f"'{card.output.activation}': set output.activation to what the model really gives"
-        )
-    if card.output.channels == 1:
-        values = np.concatenate([1 - values, values], axis=-1)
-    return values
-
-
-def _sigmoid(logits: Floats) -> Floats:
-    # tanh form: never overflows
-    result: Floats = np.float32(0.5) * (np.tanh(logits * np.float32(0.5)) + np.float32(1))
-    return result
-
-
-def _softmax(logits: Floats) -> Floats:
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    result: Floats = powers / powers.sum(axis=-1, keepdims=True)
-    return result
-
-
-def _import_onnxruntime() -> Any:
-    wheels = installed_wheels()
-    if len(wheels) > 1:
-        raise ProviderError(
-            f"{' and '.join(wheels)} are installed side by side and break each other (one module, several "
-            f"wheels); repair with: pip uninstall -y {' '.join(wheels)} && pip install onnxruntime "
-            "(or one of the others)"
-        )
+    if provider == "cpu":
+        return None
     try:
-        import onnxruntime
-    except ImportError as error:
-        raise ProviderError(
-            f"onnxruntime cannot be imported ({_first_line(error)}); "
-            "install one: pip install onnxruntime (or 'onnxruntime-gpu[cuda,cudnn]', onnxruntime-openvino)"
-        ) from error
-    return onnxruntime
+        return _find_card(load_plainly(ort, model), model, sidecar)
+    except ModelError:
+        return None
+
+
+def _choose_runner(ort: Any, session: Any, provider: str, card: ModelCard) -> Runner:
+    """Return what runs a session: with buffers on its device, or as onnxruntime does it by itself."""
+    known = PROVIDERS.get(provider)
+    dtypes = {value.name: TENSOR_TYPES.get(value.type) for value in session.get_outputs()}
+    dtype = dtypes[card.output.name]
+    if known and known.device and dtype:
+        return bind_runner(ort, session, card, device=known.device, output_dtype=dtype)
+
+    def run(tensor: NDArray[Any]) -> NDArray[Any]:
+        # binding wins nothing on the CPU, where no copy is saved
+        outputs: list[NDArray[Any]] = session.run([card.output.name], {card.input.name: tensor})
+        return outputs[0]
+
+    return run
+
+
+def bind_runner(ort: Any, session: Any, card: ModelCard, *, device: str, output_dtype: str) -> BoundRunner:
+    """Return what runs a session on reused buffers.
+
+    Args:
+        ort: The onnxruntime module.
+        session: An `onnxruntime.InferenceSession`.
+        card: The model's card.
+        device: Where the buffers lie, as onnxruntime names it.
+        output_dtype: What the output tensor holds, as NumPy names it.
+    """
+    names = card.input.name, card.output.name
+    return BoundRunner(ort, session, Binding(device, *names, output_dtype, partial(shape_output, card)))
+
+
+def _name_run_failure(provider: str, said: str) -> HistosegError:
+    """Return the error that a failed run is: the provider's, when it speaks of NVIDIA's libraries."""
+    known = PROVIDERS.get(provider)
+    if known and known.device and DEVICE_FAILURE.search(said):
+        return ProviderError(
+            f"provider '{provider}' failed: {shorten(said)}; {suggest_repair(provider, said)}"
+        )
+    return ModelError(f"onnxruntime failed on the model: {shorten(said)}")
+
+
+def _warn_of_int8(model: Path) -> None:
+    instructions = read_int8_instructions()
+    if instructions is not None and not instructions & INT8_DOT_PRODUCTS:
+        logger.warning(
+            "%s is an int8 model, but this processor has no int8 dot product (VNNI): it gains little and may "
+            "round otherwise than when it was proven; prefer the fp32 model",
+            model,
+        )
 
 
 def _refuse_other_kinds(model: Path) -> None:
@@ -281,47 +222,6 @@ def _refuse_other_kinds(model: Path) -> None:
         raise ModelError(f"{model}: is a Keras model, expected ONNX; run histoseg-export {model} first")
     if head.startswith(b"version https://git-lfs"):
         raise ModelError(f"{model}: is a Git LFS pointer, expected ONNX; fetch the file with `git lfs pull`")
-
-
-def _load(model: Path, provider: str, threads: int) -> Any:
-    ort = _import_onnxruntime()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # our own batches have one shape: plan memory once, and let idle threads sleep for the readers
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    known = PROVIDERS.get(provider)
-    name, settings = (known.ort_name, dict(known.options)) if known else (provider, {})
-    try:
-        return ort.InferenceSession(str(model), options, providers=[(name, settings)], enable_fallback=0)
-    except Exception as error:
-        if type(error).__name__ == "EPFail":
-            raise ProviderError(
-                f"provider '{provider}' fails here ({_first_line(error)}); {_repair(provider)}"
-            ) from error
-        raise ModelError(
-            f"{model}: not an ONNX model that onnxruntime loads ({_first_line(error)})"
-        ) from error
-
-
-def _check_placement(session: Any, provider: str) -> None:
-    known = PROVIDERS.get(provider)
-    wanted = known.ort_name if known else provider
-    active = session.get_providers()
-    if wanted not in active:
-        raise ProviderError(
-            f"provider '{provider}' was asked for but onnxruntime fell back to {', '.join(active)}; "
-            f"{_repair(provider)}"
-        )
-
-
-def _repair(provider: str) -> str:
-    known = PROVIDERS.get(provider)
-    if known is None:
-        return "see histoseg-doctor"
-    others = " ".join(wheel for wheel in installed_wheels() if wheel != known.wheel)
-    remove = f"pip uninstall -y {others} && " if others else ""
-    return f"repair with: {remove}pip install '{known.requirement}', then histoseg-doctor"
 
 
 def _find_card(session: Any, model: Path, sidecar: Path | None) -> ModelCard:
@@ -354,7 +254,3 @@ def _check_tensors(session: Any, card: ModelCard, model: Path) -> None:
         raise CardError(
             f"{model}: field 'output.name' is {card.output.name!r}, expected one of {', '.join(outputs)}"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

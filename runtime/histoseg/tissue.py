@@ -1,28 +1,50 @@
 """Which tiles hold tissue: a mask drawn on an overview of the slide.
 
-Tissue is what is more colourful than the glass around it: Otsu's threshold (N. Otsu, 1979) on the saturation
-of the smoothed overview, kept low enough for pale tissue. The mask is closed, freed of specks and grown by
-a margin, so that thin rims and the surroundings of tissue still run.
+Tissue is what is more colourful than this slide's own glass: the saturation of the overview, with the glass
+balanced to white, over a threshold as low as CLAM's (https://github.com/mahmoodlab/CLAM, `segmentTissue`:
+saturation of 8 after a median), so that pale tissue and fat stay. The threshold comes from the glass alone:
+neither dark tissue nor ink raises it, as they raise Otsu's. Pen marks (see `ink`) count where tissue is near,
+which they may cover, and not on bare glass. The mask is closed, freed of specks and grown by a margin.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from histoseg.grid import Grid, Tile
-from histoseg.slide import Slide, read_overview
+from histoseg.ink import find_ink
+from histoseg.morphology import grow, shrink
+from histoseg.overview import read_overview
 
 if TYPE_CHECKING:
-    from histoseg.arrays import Mask, Pixels
+    from histoseg.arrays import Floats, Mask, Pixels
+    from histoseg.slide import Slide
 
 OVERVIEW_PX = 2048
-# Saturation (0 to 255) of clean glass stays below the first, of stained tissue exceeds the second.
-LOWEST_THRESHOLD, HIGHEST_THRESHOLD = 8, 25
-# Glass is bright; what is this dark without colour is a fold, ink or carbon: let the model see it.
-DARK_VALUE = 160
+# Finer than this an overview shows cells, which nobody asks for, and the noise of single pixels.
+FINEST_UM_PX = 2.0
+# A slide that states no um/px is taken for one of the usual size.
+USUAL_SLIDE_UM = 25_000
+
+MARGIN_UM = 100.0
+# Fat is a mesh of membranes around cells as wide as this.
+JOIN_UM = 100.0
+SMALLEST_UM = 60.0
+# Half a broad stroke of a felt pen: tissue on both of its sides keeps what is under it.
+INK_REACH_UM = 750.0
+INK_RIM_UM = 100.0
+
+# Saturation (0 to 255) that glass does not exceed, for the cleanest and for the dirtiest glass.
+LOWEST_THRESHOLD, HIGHEST_THRESHOLD = 5.0, 20.0
+# Glass is bright and almost grey, and the brightest of what is. Pure white was never scanned.
+GLASS_DARKEST, GLASS_CHROMA, GLASS_LEAST_SHARE = 200, 16, 1e-3
+GLASS_SPREAD = 10
+# What glass is balanced to, at least: noise must not be cut off at 255.
+WHITE = 240
 
 
 @dataclass(frozen=True)
@@ -31,6 +53,14 @@ class TissueMask:
 
     mask: Mask
     """`(height, width)` of the overview."""
+    um_px: tuple[float, float]
+    """um/px of the overview along x and y."""
+    margin_um: float
+    """By how much the mask reaches beyond tissue."""
+    threshold: float
+    """Saturation, 0 to 255, from which a pixel is tissue."""
+    ink: float
+    """Fraction of the slide's area that was left out as pen marks."""
 
     @property
     def coverage(self) -> float:
@@ -45,38 +75,95 @@ class TissueMask:
         columns = slice(x0 * width // m_width, max(x0 * width // m_width + 1, -(-x1 * width // m_width)))
         return bool(self.mask[rows, columns].any())
 
+    def report(self) -> dict[str, Any]:
+        """Return what a report says of the mask."""
+        return {
+            "coverage": self.coverage,
+            "ink": self.ink,
+            "margin_um": self.margin_um,
+            "threshold": self.threshold,
+            "size_px": [self.mask.shape[1], self.mask.shape[0]],
+            "um_px": list(self.um_px),
+        }
 
-def find_tissue(slide: Slide) -> TissueMask:
+
+def find_tissue(
+    slide: Slide, *, spacing_um_px: tuple[float, float] | None = None, margin_um: float = MARGIN_UM
+) -> TissueMask:
     """Draw the tissue mask of a slide.
+
+    Args:
+        slide: Any slide.
+        spacing_um_px: Level-0 um/px along x and y, over what the slide states.
+        margin_um: By how much the mask reaches beyond tissue; at least one pixel of the overview.
 
     Raises:
         SlideError: The slide is damaged.
     """
-    return TissueMask(detect_tissue(read_overview(slide, OVERVIEW_PX)))
+    l0_size = slide.level_sizes[0]
+    usual = USUAL_SLIDE_UM / max(l0_size)
+    spacing = spacing_um_px or slide.spacing_um_px or (usual, usual)
+    l0_um = [side * um for side, um in zip(l0_size, spacing, strict=True)]
+    longest = max(1, min(OVERVIEW_PX, max(l0_size), math.ceil(max(l0_um) / FINEST_UM_PX)))
+    overview = read_overview(slide, longest)
+    height, width = overview.shape[:2]
+    return detect_tissue(overview, (l0_um[0] / width, l0_um[1] / height), margin_um=margin_um)
 
 
-def detect_tissue(overview: Pixels) -> Mask:
-    """Return where an RGB overview, `(height, width, 3)` uint8, shows tissue."""
+def detect_tissue(
+    overview: Pixels, um_px: tuple[float, float], *, margin_um: float = MARGIN_UM
+) -> TissueMask:
+    """Draw the tissue mask on an RGB overview, `(height, width, 3)` uint8; see `find_tissue`."""
     import cv2
 
-    side = max(overview.shape[:2])
-    kernel = max(3, side // 300 | 1)
-    smooth = cv2.medianBlur(overview, 5) if min(overview.shape[:2]) >= 5 else overview
-    hsv = cv2.cvtColor(smooth, cv2.COLOR_RGB2HSV)
-    saturation, value = hsv[..., 1], hsv[..., 2]
-    otsu, _ = cv2.threshold(saturation, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    threshold = float(np.clip(otsu / 2, LOWEST_THRESHOLD, HIGHEST_THRESHOLD))
-    mask = ((saturation > threshold) | (value < DARK_VALUE)).astype(np.uint8)
-    disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (kernel, kernel))
-    closed = np.asarray(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, disk), np.uint8)
-    mask = _drop_specks(closed, smallest=max(1, (side // 400) ** 2))
-    return np.asarray(cv2.dilate(mask, disk)) > 0
+    um = min(um_px)
+    rgb = np.asarray(cv2.medianBlur(overview, 3), np.uint8)
+    glass = _find_glass(rgb)
+    rgb = rgb if glass is None else _balance(rgb, glass)
+    saturation = np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV), np.uint8)[..., 1]
+    threshold = _choose_threshold(rgb, saturation)
+    # where no glass is, nothing is known to lie on it
+    ink = np.zeros(rgb.shape[:2], np.bool_) if glass is None else find_ink(rgb, threshold, INK_RIM_UM / um)
+    tissue = _clean((saturation > threshold) & ~ink, um)
+    kept = ink & grow(tissue, INK_REACH_UM / um)
+    mask = grow(tissue | kept, max(1.0, margin_um / um))
+    return TissueMask(mask, um_px, margin_um, threshold, ink=float((ink & ~mask).mean()))
 
 
-def _drop_specks(mask: Pixels, *, smallest: int) -> Pixels:
+def _find_glass(rgb: Pixels) -> Floats | None:
+    """Return the colour of clean glass, or `None` where there is none.
+
+    It is no matter how much pale tissue there is: tissue only ever takes light away.
+    """
+    darkest, brightest = rgb.min(axis=2), rgb.max(axis=2)
+    near = (darkest >= GLASS_DARKEST) & (brightest - darkest <= GLASS_CHROMA) & (darkest < 255)
+    if near.mean() < GLASS_LEAST_SHARE:
+        return None
+    clean = np.percentile(darkest[near], 95)
+    return np.asarray(np.median(rgb[near & (darkest >= clean - GLASS_SPREAD)], axis=0), np.float32)
+
+
+def _balance(rgb: Pixels, glass: Floats) -> Pixels:
+    """Make glass white, and leave white what is: no channel loses by it."""
     import cv2
 
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    keep = stats[:, cv2.CC_STAT_AREA] >= smallest
+    table = np.arange(256)[:, None] * max(WHITE, glass.max()) / glass
+    return np.asarray(cv2.LUT(rgb, np.rint(table).clip(0, 255).astype(np.uint8).reshape(1, 256, 3)), np.uint8)
+
+
+def _choose_threshold(rgb: Pixels, saturation: Pixels) -> float:
+    """Return four times the saturation that glass, balanced to white, has by noise and dirt."""
+    glass = saturation[rgb.min(axis=2) >= WHITE - GLASS_SPREAD]
+    usual = float(np.median(glass)) if glass.size else 0.0
+    return float(np.clip(4 * usual, LOWEST_THRESHOLD, HIGHEST_THRESHOLD))
+
+
+def _clean(mask: Mask, um: float) -> Mask:
+    """Close gaps and drop specks."""
+    import cv2
+
+    joined = shrink(grow(mask, JOIN_UM / 2 / um), JOIN_UM / 2 / um)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(joined.astype(np.uint8), connectivity=8)
+    keep = stats[:, cv2.CC_STAT_AREA] >= (SMALLEST_UM / um) ** 2
     keep[0] = False
-    return np.asarray(keep[labels], np.uint8)
+    return np.asarray(keep[labels], np.bool_)

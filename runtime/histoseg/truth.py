@@ -1,39 +1,37 @@
 """What is true of a slide: masks and annotations, read as class indices at the model's um/px.
 
-Masks are index masks or 0/255 masks, PNG, JPEG or TIFF, at any whole-number scale to the slide. A TIFF is
-read row by row, so that a truth of slide size costs no memory; other pictures are loaded whole. Annotations
-are QuPath GeoJSON or ImageScope XML in level-0 pixels.
+Masks hold class indices, 0 and 255, or the colours of the model's classes, at any whole-number scale to the
+slide; see `histoseg.masks`. Annotations are QuPath GeoJSON or ImageScope XML in level-0 pixels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 
 from histoseg.annotations import Region, fill_region, is_annotation_file, load_regions
+from histoseg.colors import parse_color
 from histoseg.errors import AnnotationError, TruthError
+from histoseg.masks import SCAN_ROWS, MaskRows, fit_mask, open_mask
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from histoseg.arrays import Labels
+    from histoseg.arrays import Labels, Pixels
     from histoseg.card import ModelCard
-    from histoseg.slide import Scale
+    from histoseg.masks import Values
+    from histoseg.scale import Scale
 
     Size = tuple[int, int]
 
 NO_CLASS = 255
-
-
-class _Rows(Protocol):
-    size: Size
-
-    def read(self, top: int, bottom: int) -> Labels: ...
-
-    def close(self) -> None: ...
+# By how much the channels of a grey pixel may differ in a JPEG.
+COLOR_NOISE = 24
 
 
 class Truth(Protocol):
@@ -65,7 +63,7 @@ def open_truth(path: Path, card: ModelCard, scale: Scale, l0_size: Size) -> Trut
     """
     if is_annotation_file(path):
         return TruthRegions(path, card, scale)
-    return TruthMask(path, scale.m_size, len(card.class_names), l0_size)
+    return TruthMask(path, scale.m_size, len(card.class_names), l0_size, card.class_colors)
 
 
 class TruthRegions:
@@ -136,36 +134,41 @@ def _span_rows(region: Region, l0_per_m: float) -> tuple[float, float]:
 
 
 class TruthMask:
-    """A truth mask seen at the model's um/px."""
+    """A truth mask seen at the model's um/px.
 
-    def __init__(self, path: Path, m_size: Size, classes: int, l0_size: Size | None = None) -> None:
+    What its values mean is decided for the whole file. Palette pictures are read by index if every index is a
+    class, else by colour. Pictures in colour are read by class colour; those saved in colour but without any
+    are read as indices or 0/255, unless all of their greys are class colours.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        m_size: Size,
+        classes: int,
+        l0_size: Size | None = None,
+        class_colors: tuple[str, ...] = (),
+    ) -> None:
         """Open a mask of a whole slide.
 
         Args:
-            path: PNG, JPEG or TIFF, one channel. Two classes may also be 0 and 255; JPEG always is.
+            path: PNG, JPEG or TIFF. Two classes may also be 0 and 255; JPEG always is, or class colours.
             m_size: Width and height of the slide in model pixels.
             classes: Classes of the model.
             l0_size: Width and height of the slide at level 0.
+            class_colors: `#rrggbb` of each class, for masks in colour.
 
         Raises:
             TruthError: The file is missing, unreadable, or of a size that is no whole scale of the slide.
         """
-        if not path.is_file():
-            raise TruthError(f"{path}: no such truth mask")
         self._path = path
-        self._classes = classes
-        self._rows = _open_rows(path)
-        width, height = self._rows.size
-        sizes = [m_size] if l0_size is None or l0_size == m_size else [m_size, l0_size]
-        if not any(is_whole_scale(self._rows.size, size) for size in sizes):
-            wanted = " or ".join(f"{size[0]}x{size[1]}" for size in sizes)
-            raise TruthError(
-                f"{path}: the truth is {width}x{height} px, expected {wanted} px, or a whole multiple or "
-                "fraction of that; give a mask of the whole slide"
-            )
-        self._columns = _nearest(width, m_size[0])
-        self._lines = _nearest(height, m_size[1])
-        self._meaning = _read_meaning(classes, lossy=path.suffix.lower() in (".jpg", ".jpeg"))
+        self._rows = open_mask(path)
+        try:
+            self._fit = fit_mask(path, self._rows.size, m_size, l0_size)
+            self._meaning = _choose_meaning(path, self._rows, classes, class_colors)
+        except BaseException:
+            self._rows.close()
+            raise
 
     def __enter__(self) -> Self:
         """Return the mask itself."""
@@ -183,141 +186,137 @@ class TruthMask:
         Raises:
             TruthError: A value is no class of the model, or the file is damaged here.
         """
-        lines = self._lines[m_y : m_y + count]
-        top, bottom = int(lines[0]), int(lines[-1]) + 1
-        try:
-            values = self._rows.read(top, bottom)[lines - top][:, self._columns]
-        except Exception as error:  # each codec has errors of its own
-            raise TruthError(f"{self._path}: the truth is damaged ({error}); write it again") from error
-        labels = self._meaning[values]
-        if (labels == NO_CLASS).any():
-            found = values[labels == NO_CLASS].max()
+        values = _read_safely(self._path, lambda: self._fit.read(self._rows, m_y, count))
+        labels = self._meaning.read(values)
+        wrong = labels == NO_CLASS
+        if wrong.any():
+            y, x = np.argwhere(wrong)[0]
             raise TruthError(
-                f"{self._path}: the truth holds the value {found}, expected class indices 0 to "
-                f"{self._classes - 1}" + (", or 0 and 255" if self._classes == 2 else "")
+                f"{self._path}: the truth holds {self._meaning.describe(values[y, x])} at model pixel "
+                f"({x}, {m_y + y}), expected {self._meaning.expected}"
             )
         return labels
 
 
-def is_whole_scale(size: Size, other: Size) -> bool:
-    """Tell whether one size is the other times a whole number, up to a cut last pixel."""
-    for small, large in ((size, other), (other, size)):
-        factor = max(1, round(large[0] / small[0]))
-        if all(abs(a * factor - b) < factor for a, b in zip(small, large, strict=True)):
-            return True
-    return False
-
-
-class _ArrayRows:
-    def __init__(self, values: Labels) -> None:
-        self.size = (values.shape[1], values.shape[0])
-        self._values = values
-
-    def read(self, top: int, bottom: int) -> Labels:
-        return self._values[top:bottom]
-
-    def close(self) -> None:
-        pass
-
-
-class _TiffRows:
-    """Rows of a TIFF's first page, decoded as they are asked for."""
-
-    def __init__(self, tif: Any) -> None:
-        self._page = page = tif.pages[0]
-        self._file = tif.filehandle
-        self.size = (page.imagewidth, page.imagelength)
-        self._height = page.tilelength if page.is_tiled else page.rowsperstrip
-        self._across = -(-page.imagewidth // page.tilewidth) if page.is_tiled else 1
-
-    def read(self, top: int, bottom: int) -> Labels:
-        rows = np.zeros((bottom - top, self.size[0]), np.uint8)
-        first, last = top // self._height, -(-bottom // self._height)
-        for index in range(first * self._across, last * self._across):
-            segment = self._decode(index)
-            if segment is None:
-                continue  # a tile left out of the file is background
-            y, x = index // self._across * self._height, index % self._across * self._page.tilewidth
-            y0, y1 = max(y, top), min(y + segment.shape[0], bottom)
-            x1 = min(x + segment.shape[1], self.size[0])
-            rows[y0 - top : y1 - top, x:x1] = segment[y0 - y : y1 - y, : x1 - x]
-        return rows
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _decode(self, index: int) -> NDArray[Any] | None:
-        count = self._page.databytecounts[index]
-        if count == 0:
-            return None
-        self._file.seek(self._page.dataoffsets[index])
-        segment, _, _ = self._page.decode(self._file.read(count), index, jpegtables=self._page.jpegtables)
-        return None if segment is None else np.asarray(segment[0, ..., 0])
-
-
-def _open_rows(path: Path) -> _Rows:
-    if path.suffix.lower() in (".tif", ".tiff"):
-        return _open_tiff(path)
-    return _ArrayRows(_load_picture(path))
-
-
-def _open_tiff(path: Path) -> _TiffRows:
-    import tifffile
-
+def _read_safely(path: Path, read: Callable[[], Values]) -> Values:
     try:
-        page = (tif := tifffile.TiffFile(path)).pages[0]
-    except (tifffile.TiffFileError, ValueError, LookupError, ArithmeticError, TypeError) as error:
-        raise TruthError(
-            f"{path}: cannot be read as a TIFF ({error}), expected an index or 0/255 mask"
-        ) from error
-    assert isinstance(page, tifffile.TiffPage)
-    _check_kind(path, page.samplesperpixel, page.dtype)
-    side = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
-    if not all(isinstance(value, int) and value > 0 for value in (*side, *page.shape)):
-        raise TruthError(f"{path}: is a damaged TIFF (sizes {side} and {page.shape}); write it again")
-    return _TiffRows(tif)
+        return read()
+    except Exception as error:  # each codec has errors of its own
+        raise TruthError(f"{path}: the truth is damaged ({error}); write it again") from error
 
 
-def _load_picture(path: Path) -> Labels:
-    """Return a picture's values; of a palette its indices, which OpenCV would turn into colours."""
-    from PIL import Image
+class _Meaning(Protocol):
+    """What the values of a mask mean."""
 
-    # a truth of slide size is no attack: the person at the keyboard named it
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        with Image.open(path) as picture:
-            values = np.asarray(picture)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise TruthError(
-            f"{path}: cannot be read as a picture ({error}), expected an index or 0/255 mask"
-        ) from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-    if values.ndim == 3 and (values[..., :1] == values[..., :3]).all():
-        values = values[..., 0]  # grey, saved as colour
-    _check_kind(path, 1 if values.ndim == 2 else values.shape[2], values.dtype)
-    return values.astype(np.uint8, copy=False)
+    expected: str
+
+    def read(self, values: Values) -> Labels:
+        """Return classes, `NO_CLASS` where a value is none."""
+        ...
+
+    def describe(self, value: Values) -> str:
+        """Return one pixel's value in words."""
+        ...
 
 
-def _check_kind(path: Path, channels: int, dtype: Any) -> None:
-    if channels != 1:
-        raise TruthError(f"{path}: the truth is a colour picture, expected one channel of class indices")
-    if dtype not in (np.uint8, np.bool_):
-        raise TruthError(f"{path}: the truth is {dtype}, expected uint8 class indices or a 0/255 mask")
+class _Indices:
+    """Class indices; for two classes also 0 and 255, cut in the middle where the picture is lossy."""
+
+    def __init__(self, classes: int, *, lossy: bool) -> None:
+        self.expected = f"class indices 0 to {classes - 1}" + (", or 0 and 255" if classes == 2 else "")
+        self._table = np.full(256, NO_CLASS, np.uint8)
+        if lossy and classes == 2:
+            self._table[:128], self._table[128:] = 0, 1  # compression blurs 0 and 255
+            return
+        self._table[:classes] = np.arange(classes)
+        if classes == 2:
+            self._table[255] = 1
+
+    def read(self, values: Values) -> Labels:
+        if values.ndim == 3:
+            grey = values[..., 0]
+            mixed = (values != grey[..., None]).any(axis=-1)
+            return np.where(mixed, np.uint8(NO_CLASS), self._table[grey])
+        return self._table[values]
+
+    def describe(self, value: Values) -> str:
+        return f"the value {value}" if value.ndim == 0 else f"the value {value[0]}"
 
 
-def _read_meaning(classes: int, *, lossy: bool) -> Labels:
-    """Return the class of each of the 256 values, `NO_CLASS` where there is none."""
-    meaning = np.full(256, NO_CLASS, np.uint8)
-    if lossy and classes == 2:
-        meaning[:128], meaning[128:] = 0, 1  # compression blurs 0 and 255
-        return meaning
-    meaning[:classes] = np.arange(classes)
-    if classes == 2:
-        meaning[255] = 1
-    return meaning
+class _Colors:
+    """Class colours; in lossy pictures the nearest one."""
+
+    def __init__(self, colors: Pixels, *, lossy: bool, palette: Pixels | None = None) -> None:
+        self.expected = f"the colours of the model's classes, {', '.join(map(_write_color, colors))}"
+        self._colors, self._lossy, self._palette = colors, lossy, palette
+
+    def read(self, values: Values) -> Labels:
+        rgb = values if self._palette is None else self._palette[values]
+        labels = np.full(rgb.shape[:2], NO_CLASS, np.uint8)
+        if not self._lossy:
+            codes = _pack(rgb)
+            for index, code in enumerate(_pack(self._colors)):
+                labels[codes == code] = index
+            return labels
+        nearest = np.full(labels.shape, np.iinfo(np.int32).max, np.int32)
+        for index, color in enumerate(self._colors.astype(np.int32)):
+            distance = ((rgb - color) ** 2).sum(axis=-1, dtype=np.int32)
+            closer = distance < nearest
+            labels[closer], nearest[closer] = index, distance[closer]
+        return labels
+
+    def describe(self, value: Values) -> str:
+        return f"the colour {_write_color(value if self._palette is None else self._palette[value])}"
 
 
-def _nearest(have: int, want: int) -> NDArray[np.intp]:
-    centers = (np.arange(want) + 0.5) * have / want
-    return np.minimum(centers.astype(np.intp), have - 1)
+def _choose_meaning(path: Path, rows: MaskRows, classes: int, class_colors: tuple[str, ...]) -> _Meaning:
+    colors = np.array([parse_color(color) for color in class_colors], np.uint8).reshape(-1, 3)
+    indices = _Indices(classes, lossy=rows.lossy)
+    if rows.channels == 1:
+        if rows.palette is None or not len(colors):
+            return indices
+        used = _find_used(path, rows)
+        by_color = _Colors(colors, lossy=False, palette=rows.palette)
+        if (indices.read(used) == NO_CLASS).any() and not (by_color.read(used) == NO_CLASS).any():
+            return by_color
+        return indices
+    if not len(colors):
+        return indices
+    by_color = _Colors(colors, lossy=rows.lossy)
+    return indices if _is_grey(path, rows, None if rows.lossy else by_color) else by_color
+
+
+def _find_used(path: Path, rows: MaskRows) -> Values:
+    """Return the values that occur in a mask, `(1, count)`."""
+    used = np.zeros(256, np.bool_)
+    for values in _scan(path, rows):
+        used[np.unique(values)] = True
+    return np.flatnonzero(used).astype(np.uint8)[None]
+
+
+def _is_grey(path: Path, rows: MaskRows, by_color: _Colors | None) -> bool:
+    """Tell whether a picture saved in colour has none, and greys that are no class colours."""
+    strange = by_color is None
+    for values in _scan(path, rows):
+        low, high = values.min(axis=-1), values.max(axis=-1)
+        if ((high - low) > (COLOR_NOISE if rows.lossy else 0)).any():
+            return False
+        strange = strange or (by_color is not None and bool((by_color.read(values) == NO_CLASS).any()))
+    return strange
+
+
+def _scan(path: Path, rows: MaskRows) -> Iterator[Values]:
+    height = rows.size[1]
+    for top in range(0, height, SCAN_ROWS):
+        bottom = min(height, top + SCAN_ROWS)
+        yield _read_safely(path, partial(rows.read, top, bottom))
+
+
+def _pack(rgb: Pixels) -> NDArray[np.uint32]:
+    wide = rgb.astype(np.uint32)
+    return np.asarray(wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2], np.uint32)
+
+
+def _write_color(rgb: Pixels) -> str:
+    red, green, blue = rgb
+    return f"#{red:02x}{green:02x}{blue:02x}"

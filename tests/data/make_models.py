@@ -1,7 +1,8 @@
 """Build the kilobyte-sized ONNX models that the runtime's tests run, each with its model card.
 
-`python tests/data/make_models.py` writes them beside this file; the same bytes every time. It needs `onnx`
-and `histoseg`; the tests that read the files need neither `onnx` nor TensorFlow.
+`python tests/data/make_models.py` writes them beside this file, and `probe.onnx` where the package keeps its
+models; the same bytes every time. It needs `onnx` and `histoseg`; the tests that read the files need neither
+`onnx` nor TensorFlow.
 
 | file | what it computes |
 |---|---|
@@ -10,6 +11,7 @@ and `histoseg`; the tests that read the files need neither `onnx` nor TensorFlow
 | conv.onnx | two classes, three 3x3 convolutions: receptive-field radius 3 |
 | unet.onnx | two classes, one pooling and one skip: stride multiple 2, receptive-field radius 5 |
 | nchw_float_logits.onnx | a foreign model: float32 NCHW, batch 1, two logits |
+| probe.onnx | what `histoseg-doctor` runs: one convolution, 3x3 means of red and of blue as logits |
 | no_card.onnx | threshold.onnx without a card |
 | bad_card.onnx | threshold.onnx with a negative um/px in its card |
 """
@@ -25,6 +27,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from histoseg.card import METADATA_KEY, InputSpec, ModelCard, OutputSpec, Tiling, TransformStep, card_to_text
+from histoseg.models import probe_model
 
 TILE = 64
 TWO_CLASSES = (("background", "nucleus"), ("#ffffff", "#1b7f3b"))
@@ -158,6 +161,22 @@ def build_nchw_float_logits() -> onnx.ModelProto:
     )  # fmt: skip
 
 
+def build_probe() -> onnx.ModelProto:
+    """Average red, and blue, over 3x3 pixels: one node, a convolution, so that cuDNN has to work.
+
+    Float32 NCHW in, two logits out; beyond the border everything is 0. What it gives is known without
+    running a model: `histoseg.probe.predict_probe` says it with NumPy.
+    """
+    weights = np.zeros((2, 3, 3, 3))
+    weights[0, 0] = weights[1, 2] = 1 / 9
+    node = helper.make_node("Conv", ["planes", "means"], ["logits"], name="conv", pads=[1, 1, 1, 1])
+    return _model(
+        "probe", [node], [_constant("means", weights)],
+        image=("planes", TensorProto.FLOAT, ["batch", 3, "height", "width"]),
+        output=("logits", TensorProto.FLOAT, ["batch", 2, "height", "width"]),
+    )  # fmt: skip
+
+
 def build_card(
     name: str, *, halo_px: int = 0, stride_multiple: int = 1, classes: tuple = TWO_CLASSES
 ) -> ModelCard:
@@ -186,6 +205,17 @@ def build_foreign_card() -> ModelCard:
     )
 
 
+def build_probe_card() -> ModelCard:
+    """Describe `probe.onnx`."""
+    return dataclasses.replace(
+        build_card("one convolution", halo_px=1, classes=(("red", "blue"), ("#ff0000", "#0000ff"))),
+        input=InputSpec("planes", "NCHW", "float32", "RGB", (None, 3, None, None)),
+        output=OutputSpec("logits", "NCHW", "logits", 2),
+        transform=(TransformStep(scale=1 / 32),),
+        intended_use="Tries an execution provider.",
+    )
+
+
 def _spoil(card: ModelCard) -> str:
     return json.dumps(json.loads(card_to_text(card)) | {"spacing_um_px": -1})
 
@@ -204,14 +234,25 @@ def build_all() -> dict[str, tuple[onnx.ModelProto, str | None]]:
     }
 
 
+def write_model(path: Path, model: onnx.ModelProto, card_text: str | None) -> None:
+    """Check a model and write it, with its card inside if it has one."""
+    if card_text is not None:
+        helper.set_model_props(model, {METADATA_KEY: card_text})
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def write_probe(path: Path) -> None:
+    """Write `probe.onnx`."""
+    write_model(path, build_probe(), card_to_text(build_probe_card()))
+
+
 def main(folder: Path) -> None:
-    """Write every model into `folder`."""
+    """Write every model of the tests into `folder`."""
     for name, (model, card_text) in build_all().items():
-        if card_text is not None:
-            helper.set_model_props(model, {METADATA_KEY: card_text})
-        onnx.checker.check_model(model, full_check=True)
-        (folder / name).write_bytes(model.SerializeToString(deterministic=True))
+        write_model(folder / name, model, card_text)
 
 
 if __name__ == "__main__":
     main(Path(__file__).parent)
+    write_probe(probe_model())

@@ -179,6 +179,7 @@ def test_each_unknown_field_is_refused_by_name(path: str) -> None:
         ("input.shape", [None, 64, 48, 3], "patch_size_pixels"),
         ("input.layout", "CHW", "input.layout"),
         ("input.dtype", "int8", "input.dtype"),
+        ("input.color_space", "srgb", "input.color_space"),
         ("input.channel_order", "GBR", "input.channel_order"),
         ("output.channels", 3, "output.channels"),
         ("output.channels", 0, "output.channels"),
@@ -237,3 +238,8 @@ def test_an_unreadable_sidecar_is_named(tmp_path: Path, content: bytes | None) -
         path.write_bytes(content)
     with pytest.raises(CardError, match=r"model\.json"):
         load_card(path)
+
+
+def test_a_card_that_says_nothing_of_colours_means_pixels_as_stored() -> None:
+    assert card_from_text(json.dumps(GOOD)).input.color_space == "device"
+    assert card_from_text(change("input.color_space", "sRGB")).input.color_space == "sRGB"

@@ -24,7 +24,8 @@ from histoseg.errors import (
     SpacingError,
     TruthError,
 )
-from histoseg.job import RunOptions, segment_slide
+from histoseg.job import segment_slide
+from histoseg.options import RunOptions
 from histoseg.session import open_session
 from histoseg.slide import ArraySlide, FileSlide
 
@@ -81,7 +82,12 @@ def test_the_report_has_what_its_readers_look_for(open_model, small_slide: Path,
     truth = small_slide.with_name("truth.png")
     returned = segment_slide(small_slide, open_model("threshold"), tmp_path, truth=truth)
     folder = tmp_path / "small"
-    assert sorted(path.name for path in folder.iterdir()) == ["labels.tif", "overlay.png", "report.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "labels.tif",
+        "overlay.png",
+        "report.json",
+        "tissue.png",
+    ]
     report = json.loads((folder / "report.json").read_text())
     assert report == returned
     assert report["histoseg"] == histoseg.__version__
@@ -111,7 +117,7 @@ def test_the_score_is_that_of_the_labels_written(open_model, small_slide: Path, 
     assert score["confusion"] == confusion
     assert score["accuracy"] == pytest.approx((truth == labels).mean())
     for index, entry in enumerate(score["classes"]):
-        assert set(entry) == {"name", "dice", "iou", "precision", "recall"}
+        assert set(entry) == {"name", "dice", "iou", "precision", "recall", "accuracy"}
         hit = confusion[index][index]
         size = sum(confusion[index]) + confusion[0][index] + confusion[1][index]
         assert entry["dice"] == pytest.approx(2 * hit / size)
@@ -159,7 +165,7 @@ def test_panels_change_no_byte(
     session, truth = open_model("unet"), small_slide.with_name("truth.png")
     options = RunOptions(tissue=False, blend=blend)
     whole = segment_slide(small_slide, session, tmp_path / "whole", options, truth=truth)
-    monkeypatch.setattr("histoseg.job.fit_panels", lambda *_, **__: columns)
+    monkeypatch.setattr("histoseg.planning.fit_panels", lambda *_, **__: columns)
     options = dataclasses.replace(options, max_memory=1 << 30)
     cut = segment_slide(small_slide, session, tmp_path / "cut", options, truth=truth)
     assert (whole["tiles"]["panels"], cut["tiles"]["panels"]) == (1, -(-whole["tiles"]["columns"] // columns))
@@ -255,7 +261,7 @@ def test_the_folder_appears_only_when_all_is_in_it(open_model, small_slide: Path
     )
     assert seen
     assert not any(seen)
-    assert len(list((tmp_path / "a" / "b" / "small").iterdir())) == 3
+    assert len(list((tmp_path / "a" / "b" / "small").iterdir())) == 4
 
 
 class StopError(Exception):

@@ -20,7 +20,7 @@ def test_pixels_and_areas_add_up(labels: np.ndarray, rows: int, spacing: tuple[f
     names = ("glass", "stroma", "tumour", "never", "neither")
     counts = ClassCounts(names)
     for top in range(0, len(labels), rows):
-        counts.add(top, labels[top : top + rows])
+        counts.add(labels[top : top + rows])
     report = counts.report(spacing)
     assert [entry["name"] for entry in report] == list(names)
     assert [entry["pixels"] for entry in report] == [int((labels == i).sum()) for i in range(5)]

@@ -27,11 +27,12 @@ def pairs(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 def slow_scores(truth: np.ndarray, prediction: np.ndarray, index: int) -> dict[str, float | None]:
     """Count one class pixel by pixel."""
-    tp = fp = fn = 0
+    tp = fp = fn = tn = 0
     for t, p in zip(truth.ravel().tolist(), prediction.ravel().tolist(), strict=True):
         tp += t == p == index
         fp += p == index != t
         fn += t == index != p
+        tn += index not in (t, p)
 
     def ratio(part: int, whole: int) -> float | None:
         return part / whole if whole else None
@@ -41,6 +42,7 @@ def slow_scores(truth: np.ndarray, prediction: np.ndarray, index: int) -> dict[s
         "iou": ratio(tp, tp + fp + fn),
         "precision": ratio(tp, tp + fp),
         "recall": ratio(tp, tp + fn),
+        "accuracy": ratio(tp + tn, tp + tn + fp + fn) if tp + fp + fn else None,
     }
 
 
@@ -50,7 +52,7 @@ def test_scores_equal_a_slow_reference(pair: tuple[np.ndarray, np.ndarray]) -> N
     confusion = Confusion(CLASSES)
     confusion.add(truth, prediction)
     score = score_confusion(confusion.counts, NAMES)
-    dices = []
+    dices, ious = [], []
     for index, entry in enumerate(score["classes"]):
         expected = slow_scores(truth, prediction, index)
         assert entry["name"] == NAMES[index]
@@ -58,7 +60,9 @@ def test_scores_equal_a_slow_reference(pair: tuple[np.ndarray, np.ndarray]) -> N
             assert entry[key] == (None if value is None else pytest.approx(value))
         if expected["dice"] is not None:
             dices.append(expected["dice"])
+            ious.append(expected["iou"])
     assert score["mean_dice"] == pytest.approx(sum(dices) / len(dices))
+    assert score["mean_iou"] == pytest.approx(sum(ious) / len(ious))
     assert score["accuracy"] == pytest.approx((truth == prediction).mean())
     assert sum(map(sum, score["confusion"])) == truth.size
     json.dumps(score, allow_nan=False)

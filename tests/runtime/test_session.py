@@ -2,32 +2,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from histoseg.card import ModelCard, card_to_text
+from histoseg.cpu import read_int8_instructions
 from histoseg.errors import CardError, ModelError, ProviderError
-from histoseg.session import (
-    PROVIDERS,
-    choose_providers,
-    count_cpus,
-    installed_wheels,
-    known_provider,
-    open_session,
-    prepare_input,
-    read_output,
-)
+from histoseg.providers import PROVIDERS, Provider, find_key
+from histoseg.session import open_session
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -82,63 +70,6 @@ def test_threads_change_no_byte(models: Path) -> None:
     assert len(set(results)) == 1
 
 
-# what a card says is done
-
-
-def card_of(open_model, **changes: object) -> ModelCard:
-    return dataclasses.replace(open_model("threshold").card, **changes)
-
-
-def test_channel_order_layout_and_dtype_are_the_cards(open_model) -> None:
-    rgb = noise(2, 5, 7)
-    plain = open_model("threshold").card.input
-    for layout in ("NHWC", "NCHW"):
-        for order in ("RGB", "BGR"):
-            for dtype in ("uint8", "float32", "float16"):
-                shape = (None, None, None, 3) if layout == "NHWC" else (None, 3, None, None)
-                spec = dataclasses.replace(
-                    plain, layout=layout, channel_order=order, dtype=dtype, shape=shape
-                )
-                tensor = prepare_input(rgb, card_of(open_model, input=spec))
-                assert tensor.dtype == dtype
-                assert tensor.flags.c_contiguous
-                back = tensor if layout == "NHWC" else tensor.transpose(0, 2, 3, 1)
-                np.testing.assert_array_equal(back[..., ::-1] if order == "BGR" else back, rgb)
-
-
-outputs = hnp.arrays(np.float32, (2, 3, 4, 2), elements=st.floats(-50, 50, width=32))
-
-
-@given(outputs)
-def test_logits_become_probabilities(open_model, raw: np.ndarray) -> None:
-    spec = dataclasses.replace(open_model("threshold").card.output, activation="logits")
-    both = read_output(raw, card_of(open_model, output=spec), (2, 3, 4))
-    np.testing.assert_allclose(both.sum(axis=-1), 1, atol=1e-5)
-    apart = np.abs(raw[..., 1] - raw[..., 0]) > 1e-3
-    assert ((both[..., 1] > both[..., 0]) == (raw[..., 1] > raw[..., 0]))[apart].all()
-    single = dataclasses.replace(spec, channels=1)
-    one = read_output(raw[..., :1], card_of(open_model, output=single), (2, 3, 4))
-    expected = 1 / (1 + np.exp(-raw[..., 0].astype(float)))
-    np.testing.assert_allclose(one[..., 1], expected, atol=1e-5)
-    np.testing.assert_allclose(one[..., 0], 1 - expected, atol=1e-5)
-
-
-def test_one_sigmoid_channel_is_the_second_class(open_model) -> None:
-    spec = dataclasses.replace(
-        open_model("threshold").card.output, activation="sigmoid", channels=1, layout="NCHW"
-    )
-    raw = np.random.default_rng(0).random((2, 1, 5, 6), np.float32)
-    result = read_output(raw, card_of(open_model, output=spec), (2, 5, 6))
-    np.testing.assert_array_equal(result[..., 1], raw[:, 0])
-    np.testing.assert_allclose(result.sum(axis=-1), 1)
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 4, 3), (2, 4, 3, 2), (1, 3, 4, 2), (2, 3, 4), ()])
-def test_an_output_of_another_shape_is_refused(open_model, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ModelError, match=r"expected \(2, 3, 4, 2\)"):
-        read_output(np.zeros(shape, np.float32), open_model("threshold").card, (2, 3, 4))
-
-
 # refusals
 
 
@@ -185,10 +116,14 @@ def test_a_sidecar_beside_the_model_and_one_given_by_name_both_serve(
 ) -> None:
     model = tmp_path / "foreign.onnx"
     model.write_bytes((models / "no_card.onnx").read_bytes())
-    elsewhere = write_card(tmp_path / "elsewhere.json", card_of(open_model, spacing_um_px=0.25))
+    elsewhere = write_card(
+        tmp_path / "elsewhere.json", dataclasses.replace(open_model("threshold").card, spacing_um_px=0.25)
+    )
     with open_session(model, provider="cpu", card=elsewhere) as session:
         assert session.card.spacing_um_px == 0.25
-    write_card(tmp_path / "foreign.json", card_of(open_model, spacing_um_px=1.5))
+    write_card(
+        tmp_path / "foreign.json", dataclasses.replace(open_model("threshold").card, spacing_um_px=1.5)
+    )
     with open_session(model, provider="cpu") as session:
         assert session.card.spacing_um_px == 1.5
 
@@ -229,96 +164,6 @@ def test_a_closed_session_says_that_it_is_closed(models: Path) -> None:
         session.run(noise(1, 16, 16))
 
 
-@pytest.mark.parametrize("name", ["cuda", "tensorrt", "openvino", "CUDAExecutionProvider"])
-def test_a_provider_that_is_not_here_is_refused_with_the_repair(models: Path, name: str) -> None:
-    offered = onnxruntime.get_available_providers()
-    ort_name = PROVIDERS[name].ort_name if name in PROVIDERS else name
-    if ort_name in offered:
-        pytest.skip(f"this onnxruntime offers {name}")
-    with pytest.raises(ProviderError) as caught:
-        open_session(models / "conv.onnx", provider=name)
-    message = str(caught.value)
-    assert name in message
-    assert "CPUExecutionProvider" in message  # what there is
-    if name in PROVIDERS:
-        assert f"pip install '{PROVIDERS[name].requirement}'" in message
-    assert "histoseg-doctor" in message
-
-
-def test_a_repair_removes_the_wheel_that_would_clash() -> None:
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("nothing to repair")
-    (wheel,) = installed_wheels()
-    with pytest.raises(ProviderError, match=f"pip uninstall -y {wheel} && pip install"):
-        choose_providers("cuda")
-
-
-def test_auto_takes_a_provider_that_is_offered(models: Path) -> None:
-    with open_session(models / "conv.onnx") as session:
-        assert session.provider in PROVIDERS
-        assert PROVIDERS[session.provider].ort_name in onnxruntime.get_available_providers()
-
-
-def test_onnxruntimes_own_names_serve_too(models: Path) -> None:
-    with open_session(models / "conv.onnx", provider="CPUExecutionProvider") as session:
-        assert session.run(noise(1, 16, 16)).shape == (1, 16, 16, 2)
-
-
-def test_known_providers_are_ours_and_onnxruntimes() -> None:
-    assert all(map(known_provider, ["auto", *PROVIDERS, *onnxruntime.get_all_providers()]))
-    assert not known_provider("abacus")
-
-
-TWO_WHEELS = """
-from histoseg.session import open_session
-from histoseg.errors import ProviderError
-try:
-    open_session({model!r})
-except ProviderError as error:
-    print(error)
-"""
-
-
-def fake_wheel(folder: Path, name: str) -> None:
-    info = folder / f"{name.replace('-', '_')}-9.9.9.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.9.9\n")
-
-
-def test_two_wheels_side_by_side_are_refused_with_the_repair(tmp_path: Path, models: Path) -> None:
-    (wheel,) = installed_wheels()
-    other = "onnxruntime-gpu" if wheel != "onnxruntime-gpu" else "onnxruntime"
-    fake_wheel(tmp_path, other)
-    finished = subprocess.run(
-        [sys.executable, "-c", TWO_WHEELS.format(model=str(models / "conv.onnx"))],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "side by side" in finished.stdout
-    repair = finished.stdout.partition("pip uninstall -y ")[2]
-    assert wheel in repair
-    assert other in repair
-    assert "pip install onnxruntime" in repair
-    assert finished.stdout.count("\n") == 1
-
-
-def test_installed_wheels_have_their_versions() -> None:
-    for wheel, version in installed_wheels().items():
-        assert metadata.version(wheel) == version
-
-
-def test_cpus_are_those_this_process_may_use() -> None:
-    assert 1 <= count_cpus() <= (os.cpu_count() or 1)
-    code = (
-        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-        "import histoseg.session as s; print(s.count_cpus())"
-    )
-    if hasattr(os, "sched_setaffinity"):
-        assert subprocess.check_output([sys.executable, "-c", code], text=True) == "1\n"
-
-
 def foreign_card(open_model, *, side: int, output: dict[str, object], names: tuple[str, str]) -> ModelCard:
     card = open_model("threshold").card
     return dataclasses.replace(
@@ -355,24 +200,6 @@ def test_third_party_models_run_with_a_sidecar(
     assert result.std() > 0
 
 
-def test_auto_passes_over_what_the_models_precision_does_not_suit(
-    tmp_path: Path, models: Path, open_model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both names lead to the CPU here, so that only the card can tell them apart."""
-    card = dataclasses.replace(open_model("threshold").card, precision="int8", providers=("cpu",))
-    path = write_card(tmp_path / "card.json", card)
-    monkeypatch.setitem(PROVIDERS, "cuda", PROVIDERS["cpu"])
-    with open_session(models / "no_card.onnx", provider="auto", card=path) as session:
-        assert session.provider == "cpu"
-    with pytest.raises(ProviderError, match=r"int8 is not for provider 'cuda'.*one of cpu"):
-        open_session(models / "no_card.onnx", provider="cuda", card=path)
-
-
-def test_onnxruntimes_own_name_is_the_provider_of_ours(models: Path) -> None:
-    with open_session(models / "conv.onnx", provider="CPUExecutionProvider") as session:
-        assert session.provider == "cpu"
-
-
 @pytest.mark.parametrize(
     ("head", "said"),
     [
@@ -388,9 +215,153 @@ def test_a_file_of_another_kind_is_named_for_what_it_is(tmp_path: Path, head: by
         open_session(path, provider="cpu")
 
 
-@pytest.mark.parametrize("values", [[np.nan, 0.5], [-3.0, 4.0], [0.0, np.inf]])
-def test_an_output_that_is_no_probability_is_refused(open_model, values: list[float]) -> None:
-    card = open_model("threshold").card
-    raw = np.broadcast_to(np.float32(values), (1, 2, 2, 2))
-    with pytest.raises(ModelError, match="expected probabilities"):
-        read_output(raw, card, (1, 2, 2))
+# providers
+
+
+OFFERED = [find_key(name) for name in onnxruntime.get_available_providers()]
+
+
+def open_or_skip(model: Path, provider: str, **options: object):
+    """Open a model on a provider that is offered, unless the machine lacks what the provider needs."""
+    try:
+        return open_session(model, provider=provider, **options)
+    except ProviderError as error:
+        if "cannot be loaded" in str(error) or "none of the" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+@pytest.mark.parametrize("name", ["unet", "conv", "nchw_float_logits"])
+@pytest.mark.parametrize("provider", OFFERED)
+def test_every_provider_gives_what_the_cpu_gives(models: Path, open_model, provider: str, name: str) -> None:
+    rgb = noise(1, 64, 64)
+    with open_or_skip(models / f"{name}.onnx", provider) as session:
+        result = session.run(rgb)
+        assert session.placement
+        assert session.placement[provider] == sum(session.placement.values())
+    np.testing.assert_allclose(result, open_model(name).run(rgb), atol=1e-4)
+
+
+@pytest.mark.parametrize("provider", OFFERED)
+def test_onnxruntime_prints_nothing(models: Path, provider: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whether a provider works or not: what is missing is said by the error alone."""
+    with suppress(ProviderError), open_session(models / "conv.onnx", provider=provider) as session:
+        session.run(noise(1, 16, 16))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("provider", OFFERED)
+def test_a_result_outlives_the_next_run_and_can_be_written_into(models: Path, provider: str) -> None:
+    """The engine blends into it in place."""
+    with open_or_skip(models / "unet.onnx", provider) as session:
+        first = session.run(noise(1, 32, 32, seed=1))
+        kept = first.copy()
+        second = session.run(noise(1, 32, 32, seed=2))
+        np.testing.assert_array_equal(first, kept)
+        assert not np.shares_memory(first, second)
+        second[:] = 7
+        np.testing.assert_array_equal(session.run(noise(1, 32, 32, seed=1)), kept)
+
+
+def test_the_placement_counts_the_models_nodes(open_model) -> None:
+    """Three convolutions, two ReLUs, three nodes before them and two behind; see make_models.py."""
+    assert open_model("conv").placement == {"cpu": 10}
+
+
+def test_auto_takes_a_provider_that_is_offered(models: Path) -> None:
+    with open_session(models / "conv.onnx") as session:
+        assert session.provider in OFFERED
+
+
+def test_onnxruntimes_own_name_is_the_provider_of_ours(models: Path) -> None:
+    with open_session(models / "conv.onnx", provider="CPUExecutionProvider") as session:
+        assert session.provider == "cpu"
+        assert session.run(noise(1, 16, 16)).shape == (1, 16, 16, 2)
+
+
+@pytest.mark.parametrize("name", ["cuda", "tensorrt", "openvino", "CUDAExecutionProvider"])
+def test_a_provider_that_is_not_here_is_refused_with_the_repair(models: Path, name: str) -> None:
+    key = find_key(name)
+    if key in OFFERED:
+        pytest.skip(f"this onnxruntime offers {name}")
+    with pytest.raises(ProviderError) as caught:
+        open_session(models / "conv.onnx", provider=name)
+    message = str(caught.value)
+    assert name in message
+    assert "CPUExecutionProvider" in message  # what there is
+    assert f"pip install '{PROVIDERS[key].requirement}'" in message
+    assert "histoseg-doctor" in message
+
+
+needs_azure = pytest.mark.skipif(
+    "AzureExecutionProvider" not in OFFERED, reason="this onnxruntime has no provider without kernels"
+)
+
+
+@needs_azure
+def test_a_provider_that_gets_no_node_is_refused(models: Path) -> None:
+    """onnxruntime itself would take it, and run everything on the CPU."""
+    with pytest.raises(
+        ProviderError, match=r"runs none of the 10 nodes of conv\.onnx \(10 on cpu\).*--provider cpu"
+    ):
+        open_session(models / "conv.onnx", provider="AzureExecutionProvider")
+
+
+@needs_azure
+def test_auto_passes_over_what_does_not_work_and_says_so(
+    models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(PROVIDERS, "azure", Provider("AzureExecutionProvider", "onnxruntime", "onnxruntime"))
+    monkeypatch.setattr("histoseg.providers.AUTO_ORDER", ("azure", "cpu"))
+    with open_session(models / "conv.onnx") as session:
+        assert session.provider == "cpu"
+    assert "provider azure passed over: " in caplog.text
+
+
+@needs_azure
+def test_a_file_that_is_no_model_is_not_blamed_on_the_provider(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"no model")
+    with pytest.raises(ModelError, match="not an ONNX model"):
+        open_session(path, provider="AzureExecutionProvider")
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_a_precision_that_the_card_does_not_give_to_a_provider_is_refused(
+    tmp_path: Path, models: Path, open_model, precision: str
+) -> None:
+    card = dataclasses.replace(open_model("threshold").card, precision=precision, providers=("tensorrt",))
+    path = write_card(tmp_path / "card.json", card)
+    with pytest.raises(
+        ProviderError, match=rf"in {precision} is not for provider 'cpu', expected one of tensorrt"
+    ):
+        open_session(models / "no_card.onnx", provider="cpu", card=path)
+
+
+@pytest.mark.skipif("cuda" not in OFFERED, reason="this onnxruntime has no CUDA")
+def test_int8_on_cuda_is_refused_before_a_device_is_looked_for(
+    tmp_path: Path, models: Path, open_model
+) -> None:
+    card = dataclasses.replace(open_model("threshold").card, precision="int8")
+    path = write_card(tmp_path / "card.json", card)
+    with pytest.raises(ProviderError, match="int8 is not for provider 'cuda'"):
+        open_session(models / "no_card.onnx", provider="cuda", card=path)
+    with open_session(models / "no_card.onnx", card=path) as session:
+        assert session.provider == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("flags", "warned"), [("sse2 avx2", True), ("avx2 avx512_vnni", False), ("avx2 avx_vnni", False)]
+)
+def test_int8_without_dot_products_is_run_with_a_warning(
+    tmp_path: Path, models: Path, open_model, monkeypatch, caplog, flags: str, warned: bool
+) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
+    monkeypatch.setattr("histoseg.session.read_int8_instructions", partial(read_int8_instructions, tmp_path))
+    card = dataclasses.replace(open_model("threshold").card, precision="int8")
+    with open_session(
+        models / "no_card.onnx", provider="cpu", card=write_card(tmp_path / "c.json", card)
+    ) as session:
+        assert session.run(noise(1, 8, 8)).shape == (1, 8, 8, 2)
+    assert ("VNNI" in caplog.text) == warned

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,51 +11,213 @@ from hypothesis.extra import numpy as hnp
 
 from histoseg.demo import draw_slide
 from histoseg.grid import plan_grid
-from histoseg.slide import ArraySlide, open_slide
+from histoseg.slide import ArraySlide, open_slide, read_overview
 from histoseg.tissue import TissueMask, detect_tissue, find_tissue
 
+UM_PX = (12.0, 12.0)
+PLAIN_GLASS = (244, 243, 246)
+GLASSES = [PLAIN_GLASS, (228, 224, 231), (240, 233, 226), (232, 236, 240), (255, 255, 255), (205, 205, 205)]
+# Inks are dyes: light passes the ink and what lies under it. These are their colours over white.
+INKS = {
+    "blue": (35, 65, 175),
+    "light blue": (90, 140, 220),
+    "green": (25, 120, 75),
+    "teal": (0, 140, 150),
+    "black": (28, 28, 32),
+    "red": (205, 30, 55),
+}
 
-def glass(height: int, width: int, *, deviation: float = 0) -> np.ndarray:
-    rng = np.random.default_rng(1)
-    values = np.array([244, 243, 246]) + rng.normal(0, deviation, (height, width, 1))
-    return values.clip(0, 255).astype(np.uint8)
+
+def make_glass(
+    height: int, width: int, color: tuple[int, int, int] = PLAIN_GLASS, *, deviation: float = 1.0
+) -> np.ndarray:
+    noise = np.random.default_rng(1).normal(0, deviation, (height, width, 3))
+    return (np.array(color) + noise).clip(0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("deviation", [0, 1.5])
-def test_clean_glass_holds_no_tissue(deviation: float) -> None:
-    assert not detect_tissue(glass(600, 800, deviation=deviation)).any()
+def draw_disk(size: int, radius: float) -> np.ndarray:
+    y, x = np.mgrid[:size, :size]
+    return np.hypot(x - size / 2, y - size / 2) < radius
 
 
-@pytest.mark.parametrize("color", [(200, 130, 180), (235, 215, 228), (120, 90, 160), (20, 20, 20)])
-def test_a_stained_disk_is_found_with_a_margin(color: tuple[int, int, int]) -> None:
-    overview = glass(900, 900, deviation=1)
-    y, x = np.mgrid[:900, :900]
-    disk = np.hypot(x - 450, y - 450) < 120
-    overview[disk] = color
-    mask = detect_tissue(overview)
-    assert mask[disk].all()
-    assert mask.sum() > disk.sum()  # the margin
-    assert not mask[np.hypot(x - 450, y - 450) > 150].any()
+def draw_stroke(
+    rgb: np.ndarray, ink: str, *points: tuple[int, int], width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the picture with a soft stroke over it, and how much ink lies where, 0 to 1."""
+    amount = np.zeros(rgb.shape[:2], np.float32)
+    cv2.polylines(amount, [np.array(points, np.int32)], False, 1.0, width, cv2.LINE_AA)
+    amount = cv2.GaussianBlur(amount, (0, 0), 2)
+    dyed = rgb * (np.array(INKS[ink]) / 255)
+    mixed = rgb + (dyed - rgb) * amount[..., None]
+    return mixed.astype(np.uint8), amount
+
+
+@pytest.mark.parametrize("deviation", [0, 1.5, 4])
+@pytest.mark.parametrize("color", GLASSES)
+def test_clean_glass_of_any_tint_holds_no_tissue(color: tuple[int, int, int], deviation: float) -> None:
+    assert detect_tissue(make_glass(600, 800, color, deviation=deviation), UM_PX).coverage == 0
+
+
+@pytest.mark.parametrize("color", GLASSES)
+def test_uneven_light_is_no_tissue(color: tuple[int, int, int]) -> None:
+    y, x = np.mgrid[:600, :800]
+    light = 1 - 0.08 * np.hypot(x / 800 - 0.5, y / 600 - 0.5)
+    shaded = make_glass(600, 800, color) * light[..., None]
+    assert detect_tissue(shaded.astype(np.uint8), UM_PX).coverage == 0
+
+
+def test_what_was_never_scanned_is_no_tissue() -> None:
+    """Scanners fill it with pure white, whatever the tint of their glass."""
+    overview = make_glass(600, 800, (240, 233, 226))
+    overview[:, 300:] = 255
+    assert detect_tissue(overview, UM_PX).coverage == 0
+
+
+@pytest.mark.parametrize("color", [(200, 130, 180), (235, 215, 228), (120, 90, 160), (150, 100, 60)])
+@pytest.mark.parametrize("glass", GLASSES)
+def test_a_stained_disk_is_found_with_its_margin(
+    color: tuple[int, int, int], glass: tuple[int, int, int]
+) -> None:
+    overview, disk = make_glass(600, 600, glass), draw_disk(600, 120)
+    overview[disk] = np.array(color) * (np.array(glass) / 255)
+    tissue = detect_tissue(overview, UM_PX, margin_um=240)
+    assert tissue.mask[draw_disk(600, 120 + 18)].all()
+    assert not tissue.mask[~draw_disk(600, 120 + 22)].any()
+
+
+@given(st.floats(1, 30), st.floats(0, 600))
+def test_the_margin_is_a_length_and_at_least_a_pixel(um_px: float, margin_um: float) -> None:
+    overview = make_glass(500, 500, deviation=0)
+    overview[draw_disk(500, 100)] = (200, 130, 180)
+    tissue = detect_tissue(overview, (um_px, um_px), margin_um=margin_um)
+    assert tissue.margin_um == margin_um
+    radius_px = np.sqrt(tissue.mask.sum() / np.pi)
+    reach = max(1.0, margin_um / um_px)
+    if 100 + reach < 250:
+        assert radius_px == pytest.approx(100 + reach, abs=2.5)
+
+
+def test_um_px_may_be_given_over_what_the_slide_states() -> None:
+    rgb = make_glass(400, 400)
+    rgb[draw_disk(400, 50)] = (200, 130, 180)
+    stated = find_tissue(ArraySlide(rgb, 10.0))
+    given_ = find_tissue(ArraySlide(rgb, None), spacing_um_px=(10.0, 10.0))
+    coarse = find_tissue(ArraySlide(rgb, 10.0), spacing_um_px=(50.0, 50.0))
+    np.testing.assert_array_equal(stated.mask, given_.mask)
+    assert stated.um_px == (10.0, 10.0)
+    assert coarse.coverage < stated.coverage  # the margin is the same length, of fewer pixels
+
+
+def test_a_slide_without_um_px_still_has_a_margin() -> None:
+    rgb = make_glass(1000, 1000)
+    rgb[draw_disk(1000, 100)] = (200, 130, 180)
+    tissue = find_tissue(ArraySlide(rgb, None))
+    assert tissue.um_px == (25.0, 25.0)
+    assert tissue.mask.mean() > draw_disk(1000, 103).mean()
 
 
 def test_specks_of_dust_do_not_count() -> None:
-    overview = glass(1200, 1200)
-    overview[600, 600] = overview[40, 900] = (10, 10, 10)
-    assert not detect_tissue(overview).any()
+    overview = make_glass(1200, 1200)
+    overview[600:602, 600:602] = (10, 10, 10)
+    overview[40:42, 900:902] = (200, 100, 160)
+    assert not detect_tissue(overview, UM_PX).mask.any()
 
 
-@given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 8), st.integers(1, 8), st.just(3))))
-def test_any_tiny_overview_gives_a_mask_of_its_size(overview: np.ndarray) -> None:
-    mask = detect_tissue(overview)
-    assert mask.shape == overview.shape[:2]
-    assert mask.dtype == bool
+@given(
+    hnp.arrays(np.uint8, st.tuples(st.integers(1, 8), st.integers(1, 8), st.just(3))), st.floats(0.1, 5000)
+)
+def test_any_tiny_overview_gives_a_mask_of_its_size(overview: np.ndarray, um_px: float) -> None:
+    tissue = detect_tissue(overview, (um_px, um_px))
+    assert tissue.mask.shape == overview.shape[:2]
+    assert tissue.mask.dtype == bool
+    assert 0 <= tissue.ink <= 1 - tissue.coverage + 1e-9
+
+
+@pytest.mark.parametrize("ink", INKS)
+def test_ink_on_bare_glass_does_not_run(ink: str) -> None:
+    overview, amount = draw_stroke(
+        make_glass(600, 900), ink, (100, 100), (700, 150), (300, 500), (800, 520), width=70
+    )
+    tissue = detect_tissue(overview, UM_PX)
+    assert tissue.coverage == 0
+    assert tissue.ink == pytest.approx((amount > 0.2).mean(), rel=0.15)
+
+
+@pytest.mark.parametrize("pale", [0.0, 0.8])
+@pytest.mark.parametrize("ink", INKS)
+def test_ink_neither_hides_pale_tissue_nor_what_lies_under_it(ink: str, pale: float) -> None:
+    disk = draw_disk(900, 200)
+    overview = make_glass(900, 900)
+    overview[disk] = np.array((205, 135, 185)) * (1 - pale) + np.array(PLAIN_GLASS) * pale
+    bare = detect_tissue(overview, UM_PX)
+    assert bare.mask[disk].all()
+    overview, amount = draw_stroke(overview, ink, (300, 380), (600, 420), (880, 30), width=80)
+    tissue = detect_tissue(overview, UM_PX)
+    assert tissue.threshold == bare.threshold
+    assert tissue.mask[disk].all()
+    far = (amount > 0.1) & ~draw_disk(900, 200 + 75)  # the reach of ink and the margin, 850 um
+    assert far.any()
+    assert not tissue.mask[far].any()
+
+
+def test_dark_tissue_does_not_hide_pale_tissue() -> None:
+    overview = make_glass(600, 900)
+    overview[100:300, 100:400] = (90, 40, 120)
+    overview[350:550, 500:800] = (236, 228, 236)
+    assert detect_tissue(overview, UM_PX).mask[350:550, 500:800].all()
+
+
+def load(path: Path) -> np.ndarray:
+    return np.ascontiguousarray(cv2.imread(str(path))[..., ::-1])
+
+
+@pytest.mark.parametrize(
+    ("folder", "um_px"), [("monuseg", 0.25), ("tnbc", 0.5), ("ocdc", 0.5), ("nucls", 0.25)]
+)
+def test_a_field_of_nothing_but_tissue_is_run_whole(shared_data: Path, folder: str, um_px: float) -> None:
+    """Without glass there is nothing to tell tissue from, and nothing that ink could lie on."""
+    for path in sorted((shared_data / folder / "images").iterdir()):
+        assert find_tissue(ArraySlide(load(path), um_px)).coverage > 0.99, path.name
+
+
+@pytest.mark.parametrize("pale", [0.0, 0.8])
+def test_real_tissue_on_glass_is_found_beside_ink(shared_data: Path, pale: float) -> None:
+    """Eight fields, reduced to the scale of an overview and laid on glass, between strokes of every ink."""
+    overview, truth = make_glass(700, 1000), np.zeros((700, 1000), bool)
+    for i, path in enumerate(sorted((shared_data / "monuseg" / "images").iterdir())[:8]):
+        y, x = 80 + 300 * (i // 4), 60 + 240 * (i % 4)
+        field = cv2.resize(load(path), (100, 100), interpolation=cv2.INTER_AREA)
+        overview[y : y + 100, x : x + 100] = field * (1 - pale) + np.array(PLAIN_GLASS) * pale
+        truth[y : y + 100, x : x + 100] = True
+    amount = np.zeros(truth.shape)
+    for i, ink in enumerate(INKS):
+        y = 280 if i < 3 else 600
+        overview, here = draw_stroke(
+            overview, ink, (60 + 320 * (i % 3), y), (300 + 320 * (i % 3), y), width=30
+        )
+        amount = np.maximum(amount, here)
+    tissue = detect_tissue(overview, UM_PX)
+    assert tissue.mask[truth].mean() > (0.995 if pale == 0 else 0.95)
+    assert tissue.mask[amount > 0.2].mean() < 0.01
+
+
+def test_a_real_slide_of_lymph_nodes_in_fat(shared_data: Path) -> None:
+    with open_slide(shared_data / "slides" / "camelyon-jpeg.dcm") as slide:
+        tissue, overview = find_tissue(slide), read_overview(slide, 2048)
+    assert tissue.um_px == pytest.approx((28.97, 28.97), rel=1e-3)
+    assert 0.35 < tissue.coverage < 0.5
+    saturation = cv2.cvtColor(overview, cv2.COLOR_RGB2HSV)[..., 1]
+    assert tissue.mask[saturation > 60].mean() > 0.999
+    assert tissue.mask[660:].mean() < 0.05  # glass below the sections, with some dust
+    assert not tissue.mask[:, :40].any()
 
 
 def test_no_drawn_nucleus_is_lost() -> None:
-    rgb, truth = draw_slide(800, seed=11)
-    tissue = find_tissue(ArraySlide(rgb, 0.5))
-    assert tissue.mask.shape == truth.shape
-    assert tissue.mask[truth > 0].all()
+    rgb, truth = draw_slide(1600, seed=11)
+    tissue = find_tissue(ArraySlide(rgb, 0.5), margin_um=10)
+    height, width = tissue.mask.shape
+    rows, columns = (np.arange(1600) * side // 1600 for side in (height, width))
+    assert tissue.mask[rows][:, columns][truth > 0].all()
     assert 0.4 < tissue.coverage < 0.98
 
 
@@ -64,6 +227,21 @@ def test_a_real_slide_is_mostly_tissue_and_not_all(real_svs: Path) -> None:
     assert 0.3 < tissue.coverage < 0.99
     height, width = tissue.mask.shape
     assert height / width == pytest.approx(2967 / 2220, rel=0.01)
+    assert width * tissue.um_px[0] == pytest.approx(2220 * 0.499)
+
+
+def test_the_report_says_how_the_mask_came_about() -> None:
+    mask = np.zeros((10, 20), bool)
+    mask[:5] = True
+    tissue = TissueMask(mask, (12.0, 12.5), margin_um=100.0, threshold=5.0, ink=0.25)
+    assert tissue.report() == {
+        "coverage": 0.5,
+        "ink": 0.25,
+        "margin_um": 100.0,
+        "threshold": 5.0,
+        "size_px": [20, 10],
+        "um_px": [12.0, 12.5],
+    }
 
 
 @given(
@@ -75,7 +253,7 @@ def test_a_tile_runs_when_its_write_region_overlaps_tissue(
     m_width: int, m_height: int, mask: np.ndarray
 ) -> None:
     grid = plan_grid((m_width, m_height), (32, 32), overlap=8, halo=2, stride_multiple=2)
-    tissue = TissueMask(mask)
+    tissue = TissueMask(mask, (1.0, 1.0), margin_um=0, threshold=0, ink=0)
     height, width = mask.shape
     rows, columns = np.arange(m_height) * height // m_height, np.arange(m_width) * width // m_width
     on_slide = mask[rows][:, columns]  # the mask, enlarged to model pixels

@@ -182,14 +182,142 @@ def test_something_else_is_refused(tmp_path: Path, suffix: str) -> None:
         TruthMask(path, (5, 5), 2)
 
 
-def test_colour_and_16_bit_pictures_are_refused(tmp_path: Path) -> None:
-    rgb = np.random.default_rng(0).integers(0, 255, (20, 20, 3), dtype=np.uint8)
-    deep = np.full((20, 20), 300, np.uint16)
-    for values, said in [(rgb, "colour"), (deep, "uint16")]:
-        for suffix in (".png", ".tif"):
-            path = write(tmp_path / f"mask{suffix}", values)
-            with pytest.raises(TruthError, match=said):
-                TruthMask(path, (20, 20), 2)
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bit_indices_are_read_and_larger_values_refused(tmp_path: Path, suffix: str) -> None:
+    mask = random_mask(30, 20, 3)
+    path = write(tmp_path / f"mask{suffix}", mask.astype(np.uint16))
+    np.testing.assert_array_equal(read_all(path, (20, 30), 3), mask)
+    path = write(tmp_path / f"deep{suffix}", np.full((30, 20), 300, np.uint16))
+    with pytest.raises(TruthError, match="300"):
+        read_all(path, (20, 30), 3)
+
+
+def test_other_kinds_of_pictures_are_refused(tmp_path: Path) -> None:
+    for index, (values, said) in enumerate(
+        [
+            (np.zeros((20, 20), np.float32), "float32"),
+            (np.zeros((20, 20, 5), np.uint8), "5 channels"),
+            (np.zeros((20, 20, 3), np.uint16), "uint16"),
+        ]
+    ):
+        path = write(tmp_path / f"mask{index}.tif", values, photometric="minisblack", planarconfig="contig")
+        with pytest.raises(TruthError, match=said):
+            read_all(path, (20, 20))
+
+
+COLORS = ("#ffffff", "#d98cb3", "#4b2e83", "#00ff00")
+RGB = np.array([[255, 255, 255], [217, 140, 179], [75, 46, 131], [0, 255, 0]], np.uint8)
+COLOR_FORMS = {
+    "png": (".png", {}),
+    "stripped": (".tif", {"rowsperstrip": 7, "photometric": "rgb"}),
+    "tiled": (".tif", {"tile": (32, 48), "photometric": "rgb", "compression": "adobe_deflate"}),
+    "lzw": (".tif", {"tile": (32, 48), "photometric": "rgb", "compression": "lzw"}),
+}  # fmt: skip
+
+
+def write_colors(path: Path, rgb: np.ndarray, **tiff: object) -> Path:
+    return write(path, rgb if path.suffix == ".tif" else np.ascontiguousarray(rgb[..., ::-1]), **tiff)
+
+
+@pytest.mark.parametrize("form", COLOR_FORMS)
+def test_class_colours_read_as_their_classes(tmp_path: Path, form: str) -> None:
+    suffix, options = COLOR_FORMS[form]
+    mask = random_mask(111, 77, 4)
+    path = write_colors(tmp_path / f"mask{suffix}", RGB[mask], **options)
+    with TruthMask(path, (77, 111), 4, class_colors=COLORS) as truth:
+        np.testing.assert_array_equal(truth.read(0, 111), mask)
+        np.testing.assert_array_equal(truth.read(40, 3), mask[40:43])
+
+
+@pytest.mark.parametrize("form", COLOR_FORMS)
+def test_a_colour_of_no_class_is_refused_with_its_place(tmp_path: Path, form: str) -> None:
+    suffix, options = COLOR_FORMS[form]
+    rgb = RGB[random_mask(60, 50, 4)]
+    rgb[31, 17] = (1, 2, 3)
+    path = write_colors(tmp_path / f"mask{suffix}", rgb, **options)
+    said = r"the colour #010203 at model pixel \(17, 31\), expected the colours .*#d98cb3"
+    with TruthMask(path, (50, 60), 4, class_colors=COLORS) as truth, pytest.raises(TruthError, match=said):
+        truth.read(20, 20)
+
+
+def test_alpha_is_left_out(tmp_path: Path) -> None:
+    mask = random_mask(60, 50, 4)
+    rgba = np.dstack([RGB[mask], np.full((60, 50), 99, np.uint8)])
+    path = write(tmp_path / "mask.tif", rgba, photometric="rgb", extrasamples=["unassalpha"])
+    np.testing.assert_array_equal(TruthMask(path, (50, 60), 4, class_colors=COLORS).read(0, 60), mask)
+
+
+@pytest.mark.parametrize("form", ["jpg", "tif"])
+def test_lossy_colours_are_the_nearest_class(tmp_path: Path, form: str) -> None:
+    mask = np.kron(random_mask(8, 6, 4), np.ones((16, 16), np.uint8))
+    if form == "jpg":
+        path = tmp_path / "mask.jpg"
+        assert cv2.imwrite(str(path), RGB[mask][..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+    else:
+        options = {"tile": (64, 64), "photometric": "rgb", "compression": "jpeg"}
+        path = write(tmp_path / "mask.tif", RGB[mask], **options)
+    labels = TruthMask(path, (96, 128), 4, class_colors=COLORS).read(0, 128)
+    inner = (slice(8, None, 16), slice(8, None, 16))  # compression smears the borders of blocks
+    np.testing.assert_array_equal(labels[inner], mask[inner])
+    assert (labels == mask).mean() > 0.95
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_black_and_white_saved_as_colour_stays_black_and_white(tmp_path: Path, suffix: str) -> None:
+    mask = random_mask(40, 30)
+    grey = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)
+    path = write_colors(tmp_path / f"mask{suffix}", grey)
+    for colors in ((), ("#eeeeee", "#1b7f3b"), ("#ffffff", "#1b7f3b")):
+        np.testing.assert_array_equal(TruthMask(path, (30, 40), 2, class_colors=colors).read(0, 40), mask)
+    swapped = TruthMask(path, (30, 40), 2, class_colors=("#ffffff", "#000000")).read(0, 40)
+    np.testing.assert_array_equal(swapped, 1 - mask)  # both are class colours: read by colour
+
+
+def test_a_colour_mask_of_background_alone_is_background(tmp_path: Path) -> None:
+    path = write_colors(tmp_path / "mask.png", np.full((40, 30, 3), 255, np.uint8))
+    assert not TruthMask(path, (30, 40), 2, class_colors=("#ffffff", "#1b7f3b")).read(0, 40).any()
+
+
+def test_a_palette_is_read_by_index_if_that_is_possible_and_else_by_colour(tmp_path: Path) -> None:
+    from PIL import Image
+
+    mask, order = random_mask(40, 30, 4), np.array([3, 2, 0, 1], np.uint8)
+    palette = np.zeros((256, 3), np.uint8)
+    palette[:4] = RGB[order]
+    by_index = Image.fromarray(mask, "P")
+    by_index.putpalette(palette.ravel().tolist())
+    by_index.save(tmp_path / "index.png")
+    palette[10:14] = RGB
+    by_color = Image.fromarray(mask + np.uint8(10), "P")
+    by_color.putpalette(palette.ravel().tolist())
+    by_color.save(tmp_path / "color.png")
+    for name in ("index", "color"):
+        truth = TruthMask(tmp_path / f"{name}.png", (30, 40), 4, class_colors=COLORS)
+        np.testing.assert_array_equal(truth.read(0, 40), mask)
+
+
+def test_a_pyramids_finest_page_is_the_mask(tmp_path: Path) -> None:
+    mask = random_mask(128, 96, 3)
+    with tifffile.TiffWriter(tmp_path / "mask.tif") as tif:
+        tif.write(mask, tile=(32, 32), subifds=1)
+        tif.write(mask[::2, ::2], tile=(32, 32), subfiletype=1)
+    np.testing.assert_array_equal(read_all(tmp_path / "mask.tif", (96, 128), 3), mask)
+    np.testing.assert_array_equal(read_all(tmp_path / "mask.tif", (48, 64), 3), mask[1::2, 1::2])
+
+
+def test_white_that_is_zero_and_single_bits(tmp_path: Path) -> None:
+    mask = random_mask(40, 64)
+    write(tmp_path / "white.tif", (1 - mask) * np.uint8(255), photometric="miniswhite")
+    write(tmp_path / "bits.tif", mask.astype(bool), photometric="minisblack", rowsperstrip=9)
+    for name in ("white", "bits"):
+        np.testing.assert_array_equal(read_all(tmp_path / f"{name}.tif", (64, 40)), mask)
+
+
+def test_colours_in_planes_are_refused(tmp_path: Path) -> None:
+    planes = np.moveaxis(RGB[random_mask(40, 30, 4)], -1, 0)
+    path = write(tmp_path / "mask.tif", planes, photometric="rgb", planarconfig="separate")
+    with pytest.raises(TruthError, match="separate planes"):
+        TruthMask(path, (30, 40), 4, class_colors=COLORS)
 
 
 @pytest.mark.parametrize("compression", [None, "adobe_deflate"])

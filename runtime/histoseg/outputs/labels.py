@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Self
 
 import numpy as np
 
-from histoseg.card import parse_color
+from histoseg.colors import parse_color
 from histoseg.errors import OutputError
 from histoseg.outputs.rows import RowBlocks
 

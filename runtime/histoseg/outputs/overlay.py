@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from histoseg.card import parse_color
+from histoseg.colors import parse_color
 from histoseg.errors import OutputError
 from histoseg.outputs.rows import RowBlocks
 from histoseg.slide import Slide, read_overview

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from histoseg.errors import RoiError
+from histoseg.grid import plan_grid
+from histoseg.job import segment_slide
+from histoseg.options import RunOptions
+from histoseg.roi import choose_tiles, open_roi
+from histoseg.slide import ArraySlide, plan_scale
+
+
+def scale_of(width: int, height: int):
+    slide = ArraySlide(np.zeros((1, 1, 3), np.uint8), 0.5)
+    return dataclasses.replace(plan_scale(slide, 0.5, tolerance=0.05), m_size=(width, height))
+
+
+def write_polygons(path: Path, *polygons: list[list[float]]) -> Path:
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [[*ring, ring[0]]]},
+            "properties": {"classification": {"name": "whatever"}},
+        }
+        for ring in polygons
+    ]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}), encoding="utf-8")
+    return path
+
+
+def box(x0: float, y0: float, x1: float, y1: float) -> list[list[float]]:
+    return [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
+
+
+@settings(max_examples=40)
+@given(
+    size=st.tuples(st.integers(1, 200), st.integers(1, 200)),
+    corner=st.tuples(st.integers(0, 199), st.integers(0, 199)),
+    extent=st.tuples(st.integers(1, 120), st.integers(1, 120)),
+    crop=st.booleans(),
+    as_mask=st.booleans(),
+)
+def test_exactly_the_tiles_that_write_a_pixel_inside_run(
+    tmp_path_factory, size, corner, extent, crop: bool, as_mask: bool
+) -> None:
+    (width, height), (x0, y0) = size, (corner[0] % size[0], corner[1] % size[1])
+    x1, y1 = min(width, x0 + extent[0]), min(height, y0 + extent[1])
+    inside = np.zeros((height, width), bool)
+    inside[y0:y1, x0:x1] = True
+    folder = tmp_path_factory.mktemp("roi")
+    if as_mask:
+        path = folder / "roi.png"
+        assert cv2.imwrite(str(path), inside * np.uint8(7))
+    else:
+        path = write_polygons(folder / "roi.geojson", box(x0, y0, x1, y1))
+    grid = plan_grid(size, (32, 32), overlap=12, halo=3, stride_multiple=2, crop=crop)
+    with open_roi(path, scale_of(*size), size) as roi:
+        runs = choose_tiles(grid, roi)
+        np.testing.assert_array_equal(roi.read(0, height), inside)
+    for tile in grid.iter_tiles():
+        left, top, right, bottom = tile.m_write
+        assert runs[tile.row, tile.column] == inside[top:bottom, left:right].any()
+
+
+def test_rows_of_a_mask_in_colour_are_inside_where_they_are_not_black(tmp_path: Path) -> None:
+    rgb = np.zeros((40, 30, 3), np.uint8)
+    rgb[10:20, 5:9] = (0, 0, 200)
+    tifffile.imwrite(tmp_path / "roi.tif", rgb, photometric="rgb", tile=(16, 16))
+    with open_roi(tmp_path / "roi.tif", scale_of(60, 80), (60, 80)) as roi:
+        inside = np.kron(rgb.any(axis=-1), np.ones((2, 2), bool))
+        np.testing.assert_array_equal(roi.read(0, 80), inside)
+        np.testing.assert_array_equal(roi.read(19, 3), inside[19:22])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("absent.png", "no such region of interest mask"),
+        ("empty.geojson", "holds no area"),
+        ("beside.geojson", "no pixel of the slide lies inside"),
+        ("black.png", "no pixel of the slide lies inside"),
+        ("odd.png", "expected 60x80 px, or a whole multiple or fraction"),
+        ("broken.geojson", "is no GeoJSON"),
+    ],
+)
+def test_a_region_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, name: str, said: str) -> None:
+    write_polygons(tmp_path / "empty.geojson")
+    write_polygons(tmp_path / "beside.geojson", box(100, 100, 120, 130))
+    (tmp_path / "broken.geojson").write_text("{", encoding="utf-8")
+    cv2.imwrite(str(tmp_path / "black.png"), np.zeros((80, 60), np.uint8))
+    cv2.imwrite(str(tmp_path / "odd.png"), np.ones((70, 60), np.uint8))
+    grid = plan_grid((60, 80), (32, 32), overlap=12, halo=3, stride_multiple=2)
+    with (
+        pytest.raises(RoiError, match=said) as refusal,
+        open_roi(tmp_path / name, scale_of(60, 80), (60, 80)) as roi,
+    ):
+        choose_tiles(grid, roi)
+    assert "\n" not in str(refusal.value)
+
+
+def test_outside_all_is_background_and_nothing_counts(open_model, small_slide: Path, tmp_path: Path) -> None:
+    session, truth = open_model("threshold"), small_slide.with_name("truth.png")
+    roi = write_polygons(tmp_path / "roi.geojson", box(100, 50, 300, 400), box(500, 500, 560, 600))
+    everywhere = segment_slide(small_slide, session, tmp_path / "all", RunOptions(tissue=False), truth=truth)
+    report = segment_slide(small_slide, session, tmp_path / "roi", truth=truth, roi=roi)
+    whole, labels = (tifffile.imread(tmp_path / name / "small" / "labels.tif") for name in ("all", "roi"))
+    inside = np.zeros(whole.shape, bool)
+    inside[50:400, 100:300] = inside[500:600, 500:560] = True
+    np.testing.assert_array_equal(labels, np.where(inside, whole, 0))
+    assert [entry["pixels"] for entry in report["classes"]] == np.bincount(whole[inside]).tolist()
+    expected = cv2.imread(str(truth), cv2.IMREAD_GRAYSCALE) > 0
+    confusion = [
+        [int((inside & (expected == t) & (whole == p)).sum()) for p in (0, 1)] for t in (False, True)
+    ]
+    assert report["score"]["confusion"] == confusion
+    assert report["tissue"] is None
+    assert 0 < report["tiles"]["run"] < everywhere["tiles"]["run"]
+    assert report["options"]["roi"] == str(roi)
+
+
+def test_a_region_runs_where_no_tissue_is(open_model, tmp_path: Path) -> None:
+    glass = ArraySlide(np.full((300, 200, 3), 245, np.uint8), 0.5, "glass")
+    roi = write_polygons(tmp_path / "roi.geojson", box(10, 10, 20, 20))
+    assert segment_slide(glass, open_model("conv"), tmp_path / "a")["tiles"]["run"] == 0
+    assert segment_slide(glass, open_model("conv"), tmp_path / "b", roi=roi)["tiles"]["run"] == 1
+
+
+def test_the_command_line_takes_a_region(
+    run_command, models: Path, small_slide: Path, tmp_path: Path
+) -> None:
+    roi = write_polygons(tmp_path / "roi.geojson", box(100, 50, 300, 400))
+    words = (small_slide, "-m", models / "threshold.onnx", "-o", tmp_path / "out", "--provider", "cpu")
+    done = run_command("histoseg-run", *words, "--roi", roi)
+    assert done.returncode == 0, done.stderr
+    bad = run_command("histoseg-run", *words, "--roi", tmp_path / "absent.png")
+    assert bad.returncode == 1
+    assert bad.stderr.count("\n") == 1
+    assert "no such region of interest mask" in bad.stderr
+    two = run_command("histoseg-run", *words, models / "conv.onnx", "--roi", roi)
+    assert two.returncode == 2
