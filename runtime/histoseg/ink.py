@@ -6,7 +6,9 @@ Schreiber et al., "Rapid artefact removal and H&E-stained tissue segmentation", 
 2024, build on the same). So strong greens and blues, strong pure reds, and what is dark without a colour are
 pens: one gate for each, as in IBM's deep-histopath (https://github.com/CODAIT/deep-histopath,
 `wsi/filter.py`), but of hue and saturation where that lists RGB values.
-Brown and yellow have no gate: DAB, bile and melanin have those colours.
+Brown and yellow have no gate: DAB, bile and melanin have those colours; nor have violet and pink.
+A stain of an ink's very colour, such as the blue of a trichrome, counts where other tissue is near, as ink
+does; on a slide that has no other stain, run without a tissue mask.
 """
 
 from __future__ import annotations

@@ -129,9 +129,15 @@ def _write(
 
 
 def _enter_slide(stack: ExitStack, slide: str | Path | Slide, session: Session) -> Slide:
-    if not isinstance(slide, str | Path):
-        return slide
-    return stack.enter_context(open_slide(slide, color_space=session.card.input.color_space))
+    wanted = session.card.input.color_space
+    if isinstance(slide, str | Path):
+        return stack.enter_context(open_slide(slide, color_space=wanted))
+    if isinstance(slide, FileSlide) and slide.color_space != wanted:
+        raise SlideError(
+            f"{slide.path}: was opened with color_space '{slide.color_space}', expected '{wanted}' from the "
+            f"model's card; open it with open_slide(path, color_space='{wanted}')"
+        )
+    return slide
 
 
 def _enter_roi(stack: ExitStack, path: str | Path, slide: ScaledSlide) -> Roi:

@@ -23,8 +23,8 @@ SLACK_BYTES = 64 * MIB
 PICTURE_BYTES = 96 * MIB
 # Rows over the slide's whole width that the outputs hold: blocks of the label pyramid with their copies.
 OUTPUT_ROWS = 5 * 256
-# A reader holds a region as RGBA and as RGB, the latter once more while it is resampled.
-BYTES_PER_READ_PX = 10
+# A reader holds a region as RGBA and as RGB; a fractional scale makes it float32, and squeezes it twice.
+BYTES_PER_READ_PX, BYTES_PER_FRACTIONAL_PX = 10, 30
 
 
 def parse_bytes(text: str) -> int:
@@ -74,11 +74,13 @@ def _count_pipeline(plan: Plan, session: Session, scale: Scale) -> int:
     """Return the bytes of tiles that are read, run and blended at one time."""
     tile_px = math.prod(plan.grid.tile_size)
     level_px = tile_px * math.prod(scale.level_per_m)
-    reading = plan.readers * level_px * BYTES_PER_READ_PX + (plan.readers + plan.batch_size) * tile_px * 3
+    whole = all(span.is_integer() for span in scale.level_per_m)
+    reading = plan.readers * level_px * (BYTES_PER_READ_PX if whole else BYTES_PER_FRACTIONAL_PX)
+    waiting = (plan.readers + plan.batch_size) * tile_px * 3
     channels = len(session.card.class_names)
     running = (BATCHES_AHEAD + 1) * plan.batch_size * tile_px * (3 + 4 * channels)
     blending = tile_px * (4 * channels + 12)
-    return int(reading + running + blending)
+    return int(reading + waiting + running + blending)
 
 
 def _count_column(plan: Plan, channels: int) -> int:

@@ -77,7 +77,8 @@ def plan_run(
         SlideError: The slide is damaged.
     """
     grid = _lay_grid(slide, session, options)
-    tissue = _find_tissue(slide, options) if options.tissue and roi is None else None
+    by_tissue = options.tissue and roi is None
+    tissue = find_tissue(slide.slide, spacing_um_px=slide.scale.l0_spacing_um_px) if by_tissue else None
     plan = Plan(
         grid=grid,
         runs=_choose_runs(grid, tissue, roi),
@@ -89,11 +90,6 @@ def plan_run(
         columns = fit_panels(plan, session, slide.scale, max_bytes=options.max_memory)
         plan = replace(plan, panel_columns=columns)
     return tissue, plan
-
-
-def _find_tissue(slide: ScaledSlide, options: RunOptions) -> TissueMask:
-    spacing = (options.mpp, options.mpp) if options.mpp else None
-    return find_tissue(slide.slide, spacing_um_px=spacing)
 
 
 def _choose_runs(grid: Grid, tissue: TissueMask | None, roi: Roi | None) -> Mask:

@@ -474,3 +474,23 @@ def test_a_model_that_gives_no_probabilities_is_refused(
         session.card = dataclasses.replace(session.card, output=output)
         with pytest.raises(ModelError, match="expected probabilities"):
             segment_slide(small_slide, session, tmp_path, ALL)
+
+
+def test_a_slide_opened_in_another_colour_space_is_refused(
+    models: Path, shared_data: Path, tmp_path: Path
+) -> None:
+    """The card asks for sRGB; the pixels must be converted, or the run refused."""
+    with open_session(models / "threshold.onnx", provider="cpu") as session:
+        session.card = dataclasses.replace(
+            session.card, input=dataclasses.replace(session.card.input, color_space="sRGB")
+        )
+        path = shared_data / "slides" / "sm_image.dcm"
+        report = segment_slide(path, session, tmp_path / "a", ALL)
+        assert report["slide"]["color_space"] == "sRGB"
+        assert "sRGB" in report["slide"]["color_profile"]
+        with (
+            FileSlide(path) as slide,
+            pytest.raises(SlideError, match="color_space 'device', expected 'sRGB'"),
+        ):
+            segment_slide(slide, session, tmp_path / "b", ALL)
+    assert not (tmp_path / "b").exists()

@@ -160,6 +160,29 @@ def test_ink_neither_hides_pale_tissue_nor_what_lies_under_it(ink: str, pale: fl
     assert not tissue.mask[far].any()
 
 
+def test_the_black_that_scanners_put_around_a_slide_does_not_run() -> None:
+    overview = make_glass(600, 900)
+    overview[:, :200] = overview[500:] = 0
+    tissue = detect_tissue(overview, UM_PX)
+    assert tissue.coverage == 0
+    assert tissue.ink == pytest.approx((overview == 0).all(axis=2).mean(), rel=0.02)
+
+
+def test_a_blue_counterstain_is_no_ink() -> None:
+    overview, disk = make_glass(600, 600), draw_disk(600, 150)
+    overview[disk] = (170, 180, 215)
+    assert detect_tissue(overview, UM_PX).mask[disk].all()
+
+
+def test_tissue_of_an_inks_colour_stays_beside_other_tissue() -> None:
+    """The collagen of a trichrome is as blue as a pen, and lies among red muscle."""
+    overview, disk = make_glass(600, 600), draw_disk(600, 150)
+    overview[disk] = (60, 110, 190)
+    stripes = disk & (np.arange(600) % 100 < 30)
+    overview[stripes] = (190, 60, 110)
+    assert detect_tissue(overview, UM_PX).mask[disk].all()
+
+
 def test_dark_tissue_does_not_hide_pale_tissue() -> None:
     overview = make_glass(600, 900)
     overview[100:300, 100:400] = (90, 40, 120)
