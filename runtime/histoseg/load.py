@@ -78,6 +78,8 @@ def _build_options(ort: Any, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = SEVERITY_FATAL
+    # the pattern of a first run is laid out anew by the second, in as much memory again, and wins no time
+    options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", ALLOW_SPINNING)
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options

@@ -1,6 +1,6 @@
 """Keeps a run below a given memory: how many columns of tiles fit into one panel.
 
-What a model needs is measured, not guessed: one batch runs first, and the process's resident memory then is
+What a model needs is measured, not guessed: two batches run first, and the process's resident memory then is
 the floor. What the pipeline, the blender and the outputs add is counted from their array sizes.
 """
 
@@ -49,14 +49,15 @@ def read_resident_bytes() -> int:
 def fit_panels(plan: Plan, session: Session, scale: Scale, *, max_bytes: int) -> int:
     """Return how many columns of tiles a panel may have, at least 1, so that a run stays below `max_bytes`.
 
-    Runs one batch, so that the model's own memory is there to be measured.
+    Runs two batches, so that the model's own memory is there to be measured.
 
     Raises:
         OptionError: Not even panels of one column fit.
         ModelError: The model failed.
     """
     width, height = plan.grid.tile_size
-    session.run(np.zeros((plan.batch_size, height, width, 3), np.uint8))
+    for _ in range(2):  # the second takes a little more than the first
+        session.run(np.zeros((plan.batch_size, height, width, 3), np.uint8))
     fixed = read_resident_bytes() + SLACK_BYTES + max(_count_pipeline(plan, session, scale), PICTURE_BYTES)
     fixed += OUTPUT_ROWS * plan.grid.x.length
     per_column = _count_column(plan, len(session.card.class_names))
