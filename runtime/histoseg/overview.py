@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from histoseg.arrays import Pixels
     from histoseg.slide import Slide
 
-# An overview is read in strips of at most this many pixels: 48 MB of RGB.
-OVERVIEW_STRIP_PX = 1 << 24
+# An overview is read in strips of at most this many pixels: 12 MB of RGB.
+OVERVIEW_STRIP_PX = 1 << 22
 
 
 def read_overview(slide: Slide, max_side_px: int) -> Pixels:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 LONG_SIDE_PX = 3000
 SHORT_SIDE_PX = 512
+# Drawing in float32 takes many times the memory of a picture: so strip by strip.
+DRAW_ROWS = 128
 # Up to this reduction a nucleus is still wide enough to have an outline.
 OUTLINE_UP_TO = 4
 
@@ -90,20 +92,22 @@ class Overlay:
                 labels[more], shares[more] = index, share[more]
         self._row += 1
 
-    def _draw(self, rgb: Pixels) -> Pixels:
-        picture = rgb.copy()
+    def _draw(self, picture: Pixels) -> Pixels:
+        """Draw over a picture of the slide, in place."""
         outlined = self._factor <= OUTLINE_UP_TO
-        touched = self._shares > 0
-        opacity = self._shares[touched, None].astype(np.float32) * np.float32(
-            (0.25 if outlined else 0.7) / 255
-        )
-        under, color = picture[touched].astype(np.float32), self._colors[self._labels[touched]]
-        picture[touched] = np.rint(under + (color - under) * opacity)
+        for top in range(0, len(picture), DRAW_ROWS):
+            self._tint(picture, slice(top, top + DRAW_ROWS), 0.25 if outlined else 0.7)
         if outlined:
             labels = np.where(self._shares > 127, self._labels, np.uint8(self._background))
             border = find_outline(labels, self._background)
             picture[border] = self._colors[labels[border]]
         return picture
+
+    def _tint(self, picture: Pixels, rows: slice, opacity: float) -> None:
+        touched = self._shares[rows] > 0
+        share = self._shares[rows][touched, None].astype(np.float32) * np.float32(opacity / 255)
+        under, color = picture[rows][touched].astype(np.float32), self._colors[self._labels[rows][touched]]
+        picture[rows][touched] = np.rint(under + (color - under) * share)
 
 
 def find_outline(labels: Labels, background: int) -> Mask:
