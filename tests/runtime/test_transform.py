@@ -32,6 +32,8 @@ def test_steps_apply_one_after_another(rgb: np.ndarray, chosen: list[TransformSt
         ("unit", (0, 0, 0), (1, 1, 1)),
         ("symmetric", (-1, -1, -1), (1, 1, 1)),
         ("none", (0, 0, 0), (255, 255, 255)),
+        # blue, green, red: the mean of ImageNet in that order, taken off
+        ("caffe", (-103.939, -116.779, -123.68), (151.061, 138.221, 131.32)),
         # what torchvision's transforms give for black and white
         ("imagenet", (-2.117904, -2.035714, -1.804444), (2.248908, 2.428571, 2.64)),
     ],
@@ -39,3 +41,8 @@ def test_steps_apply_one_after_another(rgb: np.ndarray, chosen: list[TransformSt
 def test_black_and_white_map_to_the_ends_of_the_range(name: str, low: tuple, high: tuple) -> None:
     ends = apply_transform(np.array([[0, 0, 0], [255, 255, 255]], np.uint8), [NORMALIZATIONS[name]])
     np.testing.assert_allclose(ends, [low, high], atol=1e-5)
+
+
+def test_caffe_turns_the_order_of_channels() -> None:
+    red = apply_transform(np.array([[255, 0, 0]], np.uint8), [NORMALIZATIONS["caffe"]])
+    np.testing.assert_allclose(red, [[-103.939, -116.779, 131.32]], atol=1e-4)
