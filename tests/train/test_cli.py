@@ -135,4 +135,4 @@ def test_evaluate_refuses_foreign_models(make_folder: MakeFolder, tmp_path: Path
     (tmp_path / "m.h5").write_bytes(b"rubbish")
     done = run("evaluate", tmp_path / "m.h5", make_folder(2))
     assert done.exit_code == 1
-    assert "not an HDF5 file" in done.output
+    assert "neither a .keras archive nor an HDF5 file" in done.output

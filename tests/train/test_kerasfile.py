@@ -33,7 +33,7 @@ def functional(*layers: dict[str, Any]) -> dict[str, Any]:
         ({"module": "keras.src.utils.file_utils", "class_name": "get_file", "config": {}}, "get_file"),
         ({"module": "keras.layers", "class_name": "add", "config": {}}, "keras.layers.add"),
         ({"module": "builtins", "class_name": "eval", "config": "1"}, "builtins.eval"),
-        ({"module": "builtins", "class_name": "function", "config": "system"}, "builtins.function"),
+        ({"module": "builtins", "class_name": "function", "config": "system"}, "function 'system'"),
         ({"module": "os", "class_name": "system", "config": {}}, "os.system"),
         ({"module": "keras.layers", "class_name": ["Lambda"], "config": {}}, "Lambda"),
     ],

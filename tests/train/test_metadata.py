@@ -44,6 +44,14 @@ def test_round_trip_and_the_file_still_loads(saved: Path) -> None:
         np.testing.assert_array_equal(old, new)
 
 
+def test_content_decides_not_the_suffix(saved: Path) -> None:
+    write_metadata(saved, METADATA)
+    for suffix in (".bin", ".h5", ".keras"):
+        renamed = saved.rename(saved.with_name(f"renamed{suffix}"))
+        assert read_metadata(renamed) == METADATA
+        saved = renamed
+
+
 def test_metadata_are_replaced_not_added(saved: Path) -> None:
     write_metadata(saved, METADATA)
     write_metadata(saved, replace(METADATA, spacing_um_px=0.25))

@@ -20,6 +20,7 @@ from histoseg.card import METADATA_KEY
 from histoseg.errors import CardError, ModelError, OutputError
 from histoseg.jsonclass import from_json, to_json
 from histoseg.transform import Normalization
+from histoseg_train.filekind import HDF5_MAGIC, ZIP_MAGIC
 
 MEMBER = f"{METADATA_KEY}.json"
 SUFFIXES = (".keras", ".h5")
@@ -72,7 +73,7 @@ def write_metadata(path: Path, metadata: KerasMetadata) -> None:
         metadata: What to store.
 
     Raises:
-        ModelError: The file is missing, unreadable, or has another suffix.
+        ModelError: The file is missing, unreadable, or of another kind.
         OutputError: The file cannot be replaced, or the metadata do not fit into HDF5.
     """
     write = _choose(path, keras=_write_zip_member, h5=_write_h5_attribute)
@@ -94,7 +95,7 @@ def read_metadata(path: Path) -> KerasMetadata | None:
         path: A `.keras` or `.h5` file.
 
     Raises:
-        ModelError: The file is missing or unreadable, has another suffix, or holds metadata that are wrong;
+        ModelError: The file is missing, unreadable, of another kind, or holds metadata that are wrong;
             the message names the field.
     """
     text = _choose(path, keras=_read_zip_member, h5=_read_h5_attribute)(path)
@@ -121,12 +122,19 @@ def require_metadata(path: Path) -> KerasMetadata:
 
 
 def _choose(path: Path, *, keras: Callable[..., Any], h5: Callable[..., Any]) -> Callable[..., Any]:
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ModelError(f"{path}: suffix is '{suffix}', expected {' or '.join(SUFFIXES)}")
+    """Choose by the first bytes of a file: a suffix is a promise that renamed files break."""
     if not path.is_file():
+        suffix = path.suffix.lower()
+        if suffix not in SUFFIXES:
+            raise ModelError(f"{path}: suffix is '{suffix}', expected {' or '.join(SUFFIXES)}")
         raise ModelError(f"{path}: no such file; expected a model that Keras saved")
-    return keras if suffix == ".keras" else h5
+    with path.open("rb") as file:
+        head = file.read(len(HDF5_MAGIC))
+    if head.startswith(ZIP_MAGIC):
+        return keras
+    if head == HDF5_MAGIC:
+        return h5
+    raise ModelError(f"{path}: neither a .keras archive nor an HDF5 file; expected a model that Keras saved")
 
 
 def _write_zip_member(path: Path, part: Path, text: str) -> None:
