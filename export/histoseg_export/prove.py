@@ -1,63 +1,144 @@
-"""Prove that the ONNX file behaves like the Keras model, on real tiles, or refuse it."""
+"""Prove in fresh processes that an ONNX file behaves like the Keras model, on real tiles, or refuse it.
+
+One process loads the Keras file and leaves its probabilities on disk; another opens one ONNX file and
+compares. What the exporting process did to its own copy of the model cannot make the two agree.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 
-from histoseg.errors import ModelError, ParityError
+from histoseg.card import METADATA_KEY, ModelCard, card_from_text, card_to_text
+from histoseg.errors import ModelError
 from histoseg_export.convert import to_reference_input
+from histoseg_export.fresh import run_fresh
+from histoseg_export.gates import TOLERANCE, Gate, Gates
+from histoseg_export.parity import Expected, Parity, compare, iter_batches, middle_ms, require_parity
 
 if TYPE_CHECKING:
     from histoseg.arrays import Floats, Pixels
     from histoseg.session import Session
     from histoseg_export.describe import Description
+    from histoseg_export.load import LoadOptions
+    from histoseg_export.tileset import TileSet
 
-MIN_LABEL_AGREEMENT = 0.9999
-MAX_ABS = 1e-4
-BATCH = 4
+__all__ = ["Parity", "Reference", "predict_source", "prove", "prove_file", "require_parity"]
 
+# what report.py and export.py read until they show `Parity.gate`
+MIN_LABEL_AGREEMENT = Gates.fp32_labels
+MAX_ABS = TOLERANCE
 
-@dataclass(frozen=True)
-class ClassDice:
-    """How well the two label maps overlap in one class; `None` where neither has it."""
-
-    name: str
-    dice: float | None
+_TILES, _TRUTH, _PROBABILITIES = "tiles.npy", "truth.npy", "probabilities.npy"
 
 
 @dataclass(frozen=True)
-class Parity:
-    """How far an ONNX file is from its Keras model."""
+class Reference:
+    """What a source model gives for tiles, its arrays in a folder: small enough for another process."""
 
-    reference: str
+    folder: Path
+    words: str
     source: str
-    """Where the tiles came from."""
-    tiles: int
-    tile_px: tuple[int, int]
-    max_abs: float
-    """Largest difference of any probability."""
-    mean_abs: float
-    label_agreement: float
-    """Share of pixels with the same label, 0 to 1."""
-    differing_pixels: int
-    classes: tuple[ClassDice, ...]
+    class_names: tuple[str, ...]
+    ms_per_tile: float | None = None
 
-    @property
-    def passed(self) -> bool:
-        """Whether the gate lets it through; a NaN does not pass."""
-        return self.label_agreement >= MIN_LABEL_AGREEMENT and self.max_abs <= MAX_ABS
+    def open(self) -> Expected:
+        """Map the arrays from disk."""
+        truth = _map(self.folder / _TRUTH) if (self.folder / _TRUTH).is_file() else None
+        tiles, probabilities = _map(self.folder / _TILES), _map(self.folder / _PROBABILITIES)
+        return Expected(
+            self.words, self.source, self.class_names, tiles, truth, probabilities, self.ms_per_tile
+        )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the figures, and the gate they passed, for card and report."""
-        gate = {"min_label_agreement": MIN_LABEL_AGREEMENT, "max_abs": MAX_ABS}
-        return {**asdict(self), "tile_px": list(self.tile_px), "gate": gate}
+
+def predict_source(
+    source: Path, load: LoadOptions, description: Description, tile_set: TileSet, folder: Path
+) -> Reference:
+    """Run the Keras model on the proof's tiles in a fresh process.
+
+    Args:
+        source: The Keras file.
+        load: How it is read.
+        description: What the model is.
+        tile_set: Tiles of the description's size.
+        folder: An empty one, for tiles and probabilities.
+
+    Raises:
+        ModelError: The model cannot be loaded, or its outputs are not what its activation promises.
+    """
+    np.save(folder / _TILES, tile_set.tiles)
+    if tile_set.truth is not None:
+        np.save(folder / _TRUTH, tile_set.truth)
+    draft = Reference(folder, "keras", tile_set.words, description.class_names)
+    return run_fresh(write_probabilities, draft, source, load, description)
+
+
+def write_probabilities(
+    reference: Reference, source: Path, load: LoadOptions, description: Description
+) -> Reference:
+    """Load a Keras file and leave its probabilities in the reference's folder; `run_fresh` calls this."""
+    from histoseg_export.load import load_model
+    from histoseg_export.retarget import accepts_tile, fix_size
+
+    model = load_model(source, load).model
+    words = "keras"
+    if not accepts_tile(model, description.tile):
+        model, words = fix_size(model, description.tile), "keras, rebuilt for this tile"
+    tiles = _map(reference.folder / _TILES)
+    shape = (*tiles.shape[:3], len(description.class_names))
+    values = np.lib.format.open_memmap(reference.folder / _PROBABILITIES, "w+", np.float32, shape)
+    seconds = []
+    for batch in iter_batches(len(tiles)):
+        begin = perf_counter()
+        values[batch] = predict_reference(model, tiles[batch], description)
+        seconds.append((perf_counter() - begin) / len(tiles[batch]))
+    values.flush()
+    return replace(reference, words=words, ms_per_tile=middle_ms(seconds))
+
+
+def prove_file(path: Path, reference: Reference, gate: Gate) -> Parity:
+    """Compare an ONNX file with the source model's probabilities, in a fresh process.
+
+    Args:
+        path: An ONNX file of any precision, with its card; it runs on onnxruntime's CPU provider.
+        reference: What `predict_source` returned.
+        gate: What is asked of the file.
+
+    Returns:
+        The figures, whether or not they pass; see `require_parity`.
+
+    Raises:
+        ModelError: The file cannot be run, or gives no probabilities.
+    """
+    return run_fresh(compare_file, path, reference, gate)
+
+
+def compare_file(path: Path, reference: Reference, gate: Gate) -> Parity:
+    """Do what `prove_file` says, in this process."""
+    from histoseg.session import open_session
+
+    with tempfile.TemporaryDirectory() as folder:
+        card = Path(folder) / "card.json"
+        card.write_text(card_to_text(_allow_cpu(path)), encoding="utf-8")
+        with open_session(path, provider="cpu", card=card) as session:
+            return compare(session.run, reference.open(), gate)
+
+
+def _allow_cpu(path: Path) -> ModelCard:
+    """Return the card of a file for the proof: fp16 is not for the CPU, where it is slow but right."""
+    stored = {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}
+    card = card_from_text(stored[METADATA_KEY])
+    return replace(card, providers=(*card.providers, "cpu"))
 
 
 def prove(model: Any, session: Session, tiles: Pixels, *, description: Description, source: str) -> Parity:
-    """Compare Keras and ONNX on tiles.
+    """Compare a loaded Keras model with an open session in this process, by the gate of fp32.
 
     Args:
         model: The `keras.Model` as loaded.
@@ -66,44 +147,13 @@ def prove(model: Any, session: Session, tiles: Pixels, *, description: Descripti
         description: What the model is.
         source: Where the tiles came from, in words.
 
-    Returns:
-        The figures, whether or not they pass.
-
     Raises:
         ModelError: The model's outputs are not what its activation promises.
     """
-    counts = _Counts(len(description.class_names))
-    for start in range(0, len(tiles), BATCH):
-        batch = tiles[start : start + BATCH]
-        counts.add(predict_reference(model, batch, description), session.run(batch))
-    classes = tuple(
-        ClassDice(name, dice) for name, dice in zip(description.class_names, counts.dice(), strict=True)
-    )
-    return Parity(
-        reference="keras",
-        source=source,
-        tiles=len(tiles),
-        tile_px=description.tile,
-        max_abs=counts.max_abs,
-        mean_abs=counts.sum_abs / counts.values,
-        label_agreement=counts.same / counts.pixels,
-        differing_pixels=counts.pixels - counts.same,
-        classes=classes,
-    )
-
-
-def require_parity(parity: Parity, name: str) -> None:
-    """Refuse an export that differs from its source.
-
-    Raises:
-        ParityError: The message holds the figures and the gate.
-    """
-    if not parity.passed:
-        raise ParityError(
-            f"the ONNX file does not behave like {name}: labels agree on {parity.label_agreement:.4%} of "
-            f"pixels (needed {MIN_LABEL_AGREEMENT:.2%}), probabilities differ by up to {parity.max_abs:.2g} "
-            f"(allowed {MAX_ABS:.0e}); nothing was written"
-        )
+    batches = [predict_reference(model, tiles[batch], description) for batch in iter_batches(len(tiles))]
+    names = description.class_names
+    expected = Expected("keras", source, names, tiles, None, np.concatenate(batches))
+    return compare(session.run, expected, Gates().pick("fp32"))
 
 
 def predict_reference(model: Any, tiles: Pixels, description: Description) -> Floats:
@@ -114,40 +164,17 @@ def predict_reference(model: Any, tiles: Pixels, description: Description) -> Fl
     """
     inputs = to_reference_input(tiles, description, int(model.inputs[0].shape[3]))
     values: Floats = np.asarray(model.predict(inputs, batch_size=len(inputs), verbose=0), np.float32)
-    if description.activation == "logits":
+    if description.clip:
+        values = np.clip(values, 0, 1)
+    elif description.activation == "logits":
         values = _activate(values)
     else:
         _check_promise(values, description)
     return np.concatenate([1 - values, values], axis=-1) if values.shape[-1] == 1 else values
 
 
-class _Counts:
-    """Differences summed over batches."""
-
-    def __init__(self, classes: int) -> None:
-        self.max_abs = self.sum_abs = 0.0
-        self.values = self.pixels = self.same = 0
-        self._overlap = np.zeros(classes, np.int64)
-        self._total = np.zeros(classes, np.int64)
-
-    def add(self, reference: Floats, found: Floats) -> None:
-        """Count one batch of `(n, height, width, classes)` probabilities."""
-        difference = np.abs(reference - found)
-        self.max_abs = float(np.maximum(self.max_abs, difference.max()))  # keeps a NaN, unlike max()
-        self.sum_abs += float(difference.sum(dtype=np.float64))
-        self.values += difference.size
-        labels, found_labels = reference.argmax(-1), found.argmax(-1)
-        self.pixels += labels.size
-        self.same += int((labels == found_labels).sum())
-        for index in range(len(self._overlap)):
-            mine, theirs = labels == index, found_labels == index
-            self._overlap[index] += (mine & theirs).sum()
-            self._total[index] += mine.sum() + theirs.sum()
-
-    def dice(self) -> list[float | None]:
-        """Return twice the overlap by the sum of both areas, for each class."""
-        pairs = zip(self._overlap, self._total, strict=True)
-        return [float(2 * overlap / total) if total else None for overlap, total in pairs]
+def _map(path: Path) -> Any:
+    return np.load(path, mmap_mode="r")
 
 
 def _activate(logits: Floats) -> Floats:
