@@ -17,14 +17,22 @@ from histoseg.command import run_command
 if TYPE_CHECKING:
     from histoseg_export.report import ExportResult
 
-NORMALIZE = ("unit", "symmetric", "imagenet", "none")
+NORMALIZE = ("unit", "symmetric", "imagenet", "caffe", "none")
+COLOR_SPACES = ("device", "sRGB")
 ACTIVATIONS = ("auto", "softmax", "sigmoid", "logits")
 PATIENCE_SECONDS = 2.0
 EXAMPLES = """\b
 Examples:
   histoseg-export model.keras
   histoseg-export model.h5 --spacing 0.5 --classes 'background,nucleus=#1b7f3b' --tile 512
-  histoseg-export model.keras --tiles images/ -o nuclei.onnx"""
+  histoseg-export model.keras --tiles images/ -o nuclei.onnx
+  histoseg-export weights.h5 --builder network.py:build --spacing 0.25 --tile 512
+
+\b
+--custom-objects FILE.py: a Python file of yours. Its public functions and classes stand for what the model's
+file names and Keras does not know: a layer class by its name, an activation by its name, and a Lambda layer
+by the layer's name ('lambda-1' is lambda_1), as a function of what the layer is given, or as a layer class.
+Code inside a model's file is never run."""
 
 
 @click.command(name="histoseg-export", epilog=EXAMPLES, context_settings={"max_content_width": 100})
@@ -40,15 +48,31 @@ Examples:
 @click.option("--normalize", type=click.Choice(NORMALIZE), help="What the model expects of its pixels.")
 @click.option("--activation", type=click.Choice(ACTIVATIONS), default="auto", show_default=True,
               help="What the model's output is.")  # fmt: skip
+@click.option("--color-space", type=click.Choice(COLOR_SPACES), default="device", show_default=True,
+              help="What training pixels were in: as slides store them, or turned to sRGB.")  # fmt: skip
+@click.option(
+    "--output", metavar="NAME", help="Which of several outputs, or which layer, is the segmentation."
+)
+@click.option(
+    "--signature", metavar="NAME", help="Which function of a SavedModel.  [default: serving_default]"
+)
+@click.option(
+    "--arch", metavar="NAME", help="For weights: one of this project's networks, such as unet-w16-d4."
+)
+@click.option("--builder", metavar="FILE.py:FUNCTION",
+              help="For weights: your function, () or (input_shape), that builds the network.")  # fmt: skip
+@click.option("--custom-objects", metavar="FILE.py", type=click.Path(path_type=Path),
+              help="Layers and functions that the file names and Keras lacks; see below.")  # fmt: skip
 @click.option("--tiles", type=click.Path(path_type=Path),
               help="Image, or folder of images, to prove on.  [default: the demo slide]")  # fmt: skip
 @click.version_option(histoseg.__version__)
 def command(**options: Any) -> int:
-    """Turn a Keras segmentation model (.keras or .h5) into one ONNX file.
+    """Turn a Keras segmentation model into one ONNX file.
 
-    The file takes uint8 RGB, gives probabilities, and carries its model card. It is written only after it
-    was proven to behave like the Keras model. Files that histoseg-train made need no options, others at least
-    --spacing. Writes MODEL.report.json beside it.
+    MODEL is a .keras archive, an .h5 file of Keras 2 or 3, a SavedModel folder, or a file of weights. The
+    ONNX file takes uint8 RGB, gives probabilities, and carries its model card. It is written only after it
+    was proven to behave like the Keras model. Files that histoseg-train made need no options, others at
+    least --spacing. Writes MODEL.report.json beside it.
     """
     source, target = options["source"], options["out"] or options["source"].with_suffix(".onnx")
     if target.suffix != ".onnx":
@@ -70,6 +94,7 @@ def _export(source: Path, target: Path, options: dict[str, Any]) -> ExportResult
     try:
         from histoseg_export.describe import ExportOptions, parse_classes
         from histoseg_export.export import export_model
+        from histoseg_export.load import LoadOptions
     except ImportError as error:
         raise click.ClickException(f"{error}; install histoseg with its extra [export]") from error
 
@@ -86,9 +111,17 @@ def _export(source: Path, target: Path, options: dict[str, Any]) -> ExportResult
         spacing_um_px=options["spacing"],
         normalization=options["normalize"],
         activation=options["activation"],
+        color_space=options["color_space"],
+    )
+    load = LoadOptions(
+        output=options["output"],
+        signature=options["signature"],
+        architecture=options["arch"],
+        builder=options["builder"],
+        custom_objects=options["custom_objects"],
     )
     with _progress() as on_step:
-        return export_model(source, target, chosen, tiles=options["tiles"], on_step=on_step)
+        return export_model(source, target, chosen, load=load, tiles=options["tiles"], on_step=on_step)
 
 
 def _show(result: ExportResult) -> None:

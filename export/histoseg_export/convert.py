@@ -10,11 +10,14 @@ from onnx import helper
 
 import histoseg
 from histoseg.errors import ModelError
-from histoseg.transform import NORMALIZATIONS, apply_transform
+from histoseg.transform import NORMALIZATIONS, ReversedStep, apply_transform
 from histoseg_export.describe import INPUT_NAME, OUTPUT_NAME, Description
+from histoseg_export.freeze import freeze_graph
 from histoseg_export.graph import Graph
 from histoseg_export.naming import LAYER_MARK, find_layer, rename_graph
-from histoseg_export.passes import PASSES
+from histoseg_export.passes import PASSES, spell_out
+from histoseg_export.retarget import copy_layer, fix_size
+from histoseg_train.kerasfile import summarize_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,48 +33,11 @@ IR_VERSION = 8
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def fix_size(model: Any, tile: tuple[int, int]) -> Any:
-    """Rebuild a model for one tile size, so that no shape arithmetic stays in its graph.
+def convert_model(model: Any, description: Description) -> onnx.ModelProto:
+    """Convert a Keras model, with cast, normalisation and activation in the graph.
 
     Args:
-        model: A `keras.Model` of Keras layers, of any or another input size.
-        tile: Width and height.
-
-    Returns:
-        A `keras.Model` with the same weights and input `(batch, height, width, channels)`.
-
-    Raises:
-        ModelError: The network does not allow this size, or its output is of another size than its input.
-    """
-    import keras
-
-    width, height = tile
-    channels = model.inputs[0].shape[3]
-    image = keras.Input((height, width, channels), name=INPUT_NAME)
-    try:
-        fixed = keras.models.clone_model(
-            model, input_tensors=image, clone_function=_clone_layer, recursive=_has_submodels(model)
-        )
-        fixed.set_weights(model.get_weights())
-    except Exception as error:  # layers raise what they like
-        words = " ".join(str(error).split())[:160]
-        raise ModelError(
-            f"the network does not take tiles of {width}x{height} px ({words}); "
-            "give another --tile, a multiple of 32"
-        ) from error
-    found = tuple(fixed.outputs[0].shape[1:3])
-    if found != (height, width):
-        raise ModelError(
-            f"the output is {found[1]}x{found[0]} px for an input of {width}x{height}, expected the same size"
-        )
-    return fixed
-
-
-def convert_model(fixed: Any, description: Description) -> onnx.ModelProto:
-    """Convert a fixed-size Keras model, with cast, normalisation and activation in the graph.
-
-    Args:
-        fixed: What `fix_size` returned.
+        model: What `load_model` returned.
         description: Normalisation, activation and tile of the model.
 
     Returns:
@@ -81,24 +47,32 @@ def convert_model(fixed: Any, description: Description) -> onnx.ModelProto:
     Raises:
         ModelError: A layer cannot be converted, or a step left an invalid graph; the message names it.
     """
-    model = _trace(fixed, description)
-    _refuse_unsupported(model)
-    graph = Graph(model.graph)
+    converted = _trace(fix_size(model, description.tile, copy=replace_layer), description)
+    graph = Graph(converted.graph)
+    spell_out(graph)
+    graph.store()
+    _refuse_unsupported(converted)
     for simplify in PASSES:
         simplify(graph)
         graph.store()
-        _check(model, simplify.__name__)
+        _check(converted, simplify.__name__)
     rename_graph(graph)
     graph.store()
-    _declare(model, description)
-    _check(model, "naming")
-    return model
+    _declare(converted, description)
+    _check(converted, "naming")
+    return converted
 
 
 def to_reference_input(rgb: Pixels, description: Description, channels: int) -> Floats:
     """Return what the Keras model takes for `(n, height, width, 3)` uint8: normalised, grey if it is."""
-    values = apply_transform(rgb, [NORMALIZATIONS[description.normalization]])
+    values = apply_transform(rgb, [_step_for(description, channels)])
     return values if channels == 3 else values @ GREY_WEIGHTS[:, None]
+
+
+def _step_for(description: Description, channels: int) -> TransformStep | ReversedStep:
+    """Return the normalisation; grey has no order of channels."""
+    step = NORMALIZATIONS[description.normalization]
+    return step.step if isinstance(step, ReversedStep) and channels == 1 else step
 
 
 def _trace(fixed: Any, description: Description) -> onnx.ModelProto:
@@ -106,20 +80,23 @@ def _trace(fixed: Any, description: Description) -> onnx.ModelProto:
     import tf2onnx
 
     width, height = description.tile
-    signature = [tf.TensorSpec((None, height, width, 3), tf.uint8, name=INPUT_NAME)]
-    step = NORMALIZATIONS[description.normalization]
+    channels = fixed.inputs[0].shape[3]
+    step = _step_for(description, channels)
 
-    @tf.function(input_signature=signature)  # type: ignore[untyped-decorator]
     def predict(image: Any) -> Any:
-        values = _normalize(tf.cast(image, tf.float32), step)
-        if fixed.inputs[0].shape[3] == 1:
+        values = _normalize(image, step)
+        if channels == 1:
             values = tf.nn.conv2d(values, GREY_WEIGHTS.reshape(1, 1, 3, 1), strides=1, padding="VALID")
+        values = tf.cast(values, fixed.inputs[0].dtype)
         return tf.identity(_activate(fixed(values, training=False), description), name=OUTPUT_NAME)
 
     try:
-        model, _ = tf2onnx.convert.from_function(predict, input_signature=signature, opset=OPSET)
+        frozen = freeze_graph(predict, tf.TensorSpec((None, height, width, 3), tf.uint8, name=INPUT_NAME))
+        model, _ = tf2onnx.convert.from_graph_def(
+            frozen.graph, input_names=[frozen.image], output_names=[frozen.result], opset=OPSET
+        )
     except Exception as error:  # tf2onnx raises ValueError, RuntimeError, KeyError and its own
-        words = " ".join(str(error).split())[:160]
+        words = summarize_error(error)
         raise ModelError(f"tf2onnx cannot convert this model ({words})") from error
     assert isinstance(model, onnx.ModelProto)
     return model
@@ -137,9 +114,16 @@ def _refuse_unsupported(model: onnx.ModelProto) -> None:
         )
 
 
-def _normalize(values: Any, step: TransformStep) -> Any:
+def _normalize(image: Any, item: TransformStep | ReversedStep) -> Any:
     """Shift, then scale: the scale can be folded into the first convolution, its padding stays 0."""
+    import tensorflow as tf
+
+    step = item.step if isinstance(item, ReversedStep) else item
     mean, std = np.asarray(step.mean, np.float64), np.asarray(step.std, np.float64)
+    if isinstance(item, ReversedStep):
+        image = tf.gather(image, [2, 1, 0], axis=-1)  # while a value is one byte
+        mean, std = mean[::-1], std[::-1]
+    values = tf.cast(image, tf.float32)
     shift, scale = mean / step.scale, step.scale / std
     if shift.any():
         values = values - _plain(shift)
@@ -154,19 +138,44 @@ def _plain(values: NDArray[np.float64]) -> NDArray[np.float32]:
 def _activate(values: Any, description: Description) -> Any:
     import tensorflow as tf
 
+    if description.clip:
+        return tf.clip_by_value(values, 0.0, 1.0)
     if description.activation != "logits":
         return values
     return tf.sigmoid(values) if description.channels == 1 else tf.nn.softmax(values, axis=-1)
 
 
-def _clone_layer(layer: Any) -> Any:
-    """Copy and mark a layer; nearest-neighbour upsampling becomes one that converts to a single `Resize`."""
+def replace_layer(layer: Any) -> Any:
+    """Copy a layer of Keras 3; one that converts badly becomes one that does the same and converts well."""
     import keras
 
-    if isinstance(layer, keras.layers.UpSampling2D) and layer.interpolation == "nearest":
+    nearest = isinstance(layer, keras.layers.UpSampling2D) and layer.interpolation == "nearest"
+    if nearest and layer.data_format == "channels_last":
         return _build_nearest(layer)
-    config = layer.get_config()
-    return layer.__class__.from_config({**config, "name": f"{layer.name}{LAYER_MARK}"})
+    inner = layer.layer if isinstance(layer, keras.layers.TimeDistributed) else layer
+    if type(inner) is keras.layers.Dense and len(layer.input.shape) == 4:
+        return _build_pointwise(inner)
+    return copy_layer(layer)
+
+
+def _build_pointwise(layer: Any) -> Any:
+    """Build a `Dense` layer on the channels of a map as a convolution.
+
+    Keras writes it as a product of tensors, whose shapes ONNX works out on every run.
+    """
+    import keras
+    import tensorflow as tf
+
+    class PointwiseDense(keras.layers.Dense):  # type: ignore[misc]
+        """`Dense` on `(batch, height, width, channels)`."""
+
+        def call(self, inputs: Any, mask: Any = None) -> Any:
+            """Convolve with a kernel of one pixel; images have no mask."""
+            values = tf.nn.conv2d(inputs, self.kernel[None, None], 1, "VALID")
+            values = tf.nn.bias_add(values, self.bias) if self.use_bias else values
+            return values if self.activation is None else self.activation(values)
+
+    return copy_layer(layer, PointwiseDense)
 
 
 def _build_nearest(layer: Any) -> Any:
@@ -192,10 +201,6 @@ def _build_nearest(layer: Any) -> Any:
     return NearestUpsampling(name=f"{layer.name}{LAYER_MARK}")
 
 
-def _has_submodels(model: Any) -> bool:
-    return any(hasattr(layer, "layers") for layer in model.layers)
-
-
 def _declare(model: onnx.ModelProto, description: Description) -> None:
     """State the interface, and leave nothing of the machine or the converter in the file."""
     width, height = description.tile
@@ -218,7 +223,7 @@ def _check(model: onnx.ModelProto, step: str) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        words = " ".join(str(error).split())[:160]
+        words = summarize_error(error)
         raise ModelError(
             f"the graph is not valid after '{step}' ({words}); please report this model"
         ) from error

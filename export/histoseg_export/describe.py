@@ -1,4 +1,4 @@
-"""What the model is: from the metadata inside the file, from the flags, and from its last layer."""
+"""What the model is: from the metadata in the file, from the flags, and from its first and last layers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from histoseg.card import Activation, InputSpec, ModelCard, OutputSpec, Tiling
+from histoseg.card import Activation, ColorSpace, InputSpec, ModelCard, OutputSpec, Tiling
 from histoseg.errors import ModelError
+from histoseg_export.anykeras import CHANNELS_LAST, is_model, maker_of, source_of
+from histoseg_export.firstops import explain_own_scaling
 
 if TYPE_CHECKING:
     from histoseg.transform import Normalization
@@ -19,8 +21,24 @@ OUTPUT_NAME = "probabilities"
 
 PALETTE = ("#ffffff", "#1b7f3b", "#c0392b", "#2c5fa8", "#e0a800", "#7d3c98", "#138d90", "#8d5524")
 
-# layers that hand probabilities on as probabilities
-_PASSIVE = frozenset({"Cropping2D", "Dropout", "Identity", "Resizing", "SpatialDropout2D", "UpSampling2D"})
+# layers that hand probabilities on as probabilities, of the same classes
+_PASSIVE = frozenset(
+    {
+        "Cropping2D",
+        "Dropout",
+        "Identity",
+        "Permute",
+        "Reshape",
+        "Resize",
+        "Resizing",
+        "SpatialDropout2D",
+        "UpSampling2D",
+    }
+    | {"ActivityRegularization", "GaussianDropout", "GaussianNoise"}
+)
+# what a last activation makes of values, where its name is none of a card's
+_SYNONYMS: dict[str, Activation] = {"linear": "logits", "hard_sigmoid": "sigmoid"}
+_LINEAR_LAYERS = ("Add", "BatchNormalization", "Conv", "Dense", "DepthwiseConv", "SeparableConv")
 
 
 @dataclass(frozen=True)
@@ -34,6 +52,7 @@ class ExportOptions:
     spacing_um_px: float | None = None
     normalization: Normalization | None = None
     activation: Literal["auto", "softmax", "sigmoid", "logits"] = "auto"
+    color_space: ColorSpace = "device"
 
 
 @dataclass(frozen=True)
@@ -50,6 +69,11 @@ class Description:
     activation: Activation
     """What the Keras model's own output is."""
     channels: int
+    color_space: ColorSpace = "device"
+    grey: bool = False
+    """Whether the model takes one channel."""
+    clip: bool = False
+    """Whether the output is cut off at 0 and 1: a network that ends in a rectifier promises neither."""
     training: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What had to be assumed, in words for people."""
@@ -69,15 +93,24 @@ def describe_model(model: Any, metadata: KerasMetadata | None, options: ExportOp
     notes: list[str] = []
     channels = int(model.outputs[0].shape[3])
     names, colors = _choose_classes(metadata, options, channels, notes)
+    activation, clip = _choose_activation(model, options, channels, notes)
+    if model.inputs[0].shape[3] == 1:
+        notes.append(
+            "the network takes grey images: the graph makes grey of RGB (0.299 R + 0.587 G + 0.114 B)"
+        )
+    tile = _choose_tile(model, metadata, options)
     return Description(
         architecture=metadata.architecture if metadata else str(model.name),
         class_names=names,
         class_colors=colors,
         spacing_um_px=_choose_spacing(metadata, options, notes),
-        normalization=_choose_normalization(metadata, options, notes),
-        tile=_choose_tile(model, metadata, options),
-        activation=detect_activation(model) if options.activation == "auto" else options.activation,
+        normalization=_choose_normalization(model, tile, metadata, options, notes),
+        tile=tile,
+        activation=activation,
         channels=channels,
+        color_space=options.color_space,
+        grey=model.inputs[0].shape[3] == 1,
+        clip=clip,
         training=dict(metadata.training) if metadata else {},
         notes=tuple(notes),
     )
@@ -102,7 +135,9 @@ def build_card(
         class_colors=description.class_colors,
         spacing_um_px=description.spacing_um_px,
         patch_size_pixels=description.tile,
-        input=InputSpec(INPUT_NAME, "NHWC", "uint8", "RGB", (None, height, width, 3)),
+        input=InputSpec(
+            INPUT_NAME, "NHWC", "uint8", "RGB", (None, height, width, 3), description.color_space
+        ),
         output=OutputSpec(OUTPUT_NAME, "NHWC", given, description.channels),
         tiling=tiling,
         precision="fp32",
@@ -131,30 +166,22 @@ def parse_classes(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(names), tuple(colors)
 
 
-def detect_activation(model: Any) -> Activation:
+def detect_activation(model: Any) -> str:
     """Tell from the last layer what the model's output is.
 
-    Raises:
-        ModelError: The layer's activation is none of softmax, sigmoid and linear.
+    Returns:
+        `softmax`, `sigmoid`, `logits`; or the name of another activation, empty when there is no telling.
     """
     tensor = model.outputs[0]
     while True:
-        operation = tensor._keras_history.operation
-        if getattr(operation, "outputs", None) and hasattr(operation, "layers"):  # a model within the model
-            tensor = operation.outputs[0]
-        elif type(operation).__name__ in _PASSIVE:
-            tensor = operation.input
+        layer = maker_of(tensor)
+        if is_model(layer):
+            tensor = layer.outputs[0]
+        elif _is_passive(layer):
+            tensor = source_of(layer)
         else:
-            break
-    name = _activation_name(operation)
-    name = "logits" if name == "linear" else name
-    if name in get_args(Activation):
-        return name  # type: ignore[return-value]
-    raise ModelError(
-        f"the last layer '{operation.name}' ({type(operation).__name__}) gives "
-        f"{name or 'an unknown activation'}, expected softmax, sigmoid or linear; "
-        "say what its output is with --activation"
-    )
+            name = _activation_name(layer)
+            return _SYNONYMS.get(name, name)
 
 
 def read_own_metadata(path: Path) -> KerasMetadata | None:
@@ -163,19 +190,68 @@ def read_own_metadata(path: Path) -> KerasMetadata | None:
     Raises:
         ModelError: The metadata are there but wrong.
     """
-    from histoseg_train.metadata import SUFFIXES, read_metadata
+    from histoseg_train.metadata import read_metadata
 
-    return read_metadata(path) if path.suffix.lower() in SUFFIXES else None
+    return read_metadata(path) if path.is_file() else None
 
 
-def _activation_name(operation: Any) -> str:
-    activation = getattr(operation, "activation", None)
+def _is_passive(layer: Any) -> bool:
+    """Tell whether a layer hands on what it is given, classes last."""
+    kind = type(layer).__name__
+    if layer.name == CHANNELS_LAST:
+        return True
+    if kind in ("Reshape", "Permute"):
+        return bool(layer.output.shape[-1] == source_of(layer).shape[-1])
+    if kind == "TFOpLambda":
+        return _function_of(layer).endswith(("image.resize", "image.resize_bilinear", "identity", "reshape"))
+    return kind in _PASSIVE or (kind == "Activation" and _activation_name(layer) == "linear")
+
+
+def _function_of(layer: Any) -> str:
+    """Return the name of the TensorFlow function that a layer of Keras 2 stands for."""
+    return str(layer.get_config().get("function", ""))
+
+
+def _activation_name(layer: Any) -> str:
+    kind = type(layer).__name__
+    if kind == "TimeDistributed":
+        return _activation_name(layer.layer)
+    if hasattr(layer, "histoseg_activation"):
+        return str(layer.histoseg_activation)
+    activation = getattr(layer, "activation", None)
     if activation is not None:
         return str(getattr(activation, "__name__", type(activation).__name__)).lower()
-    kind = type(operation).__name__
-    if kind.startswith(("Conv", "DepthwiseConv", "SeparableConv", "Dense")):
+    if kind == "TFOpLambda":
+        kind = _function_of(layer).rpartition(".")[2].capitalize()
+    if kind.startswith(_LINEAR_LAYERS):
         return "linear"
-    return kind.lower() if kind in ("Softmax", "Sigmoid") else ""
+    return kind.lower() if kind in ("ReLU", "Relu", "Sigmoid", "Softmax") else ""
+
+
+def _choose_activation(
+    model: Any, options: ExportOptions, channels: int, notes: list[str]
+) -> tuple[Activation, bool]:
+    """Return what the output is, and whether it has to be cut off at 0 and 1.
+
+    Raises:
+        ModelError: The last layer's activation is none that segmentation knows.
+    """
+    if options.activation != "auto":
+        return options.activation, False
+    name = detect_activation(model)
+    if name in get_args(Activation):
+        return name, False  # type: ignore[return-value]
+    if name == "relu" and channels == 1:
+        notes.append(
+            "the network ends in a rectifier: its values are taken for probabilities and cut off at 1 "
+            "(--activation)"
+        )
+        return "sigmoid", True
+    layer = maker_of(model.outputs[0])
+    raise ModelError(
+        f"the last layer '{layer.name}' ({type(layer).__name__}) gives {name or 'an unknown activation'}, "
+        "expected softmax, sigmoid or linear; say what its output is with --activation"
+    )
 
 
 def _choose_classes(
@@ -214,14 +290,27 @@ def _choose_spacing(metadata: KerasMetadata | None, options: ExportOptions, note
 
 
 def _choose_normalization(
-    metadata: KerasMetadata | None, options: ExportOptions, notes: list[str]
+    model: Any,
+    tile: tuple[int, int],
+    metadata: KerasMetadata | None,
+    options: ExportOptions,
+    notes: list[str],
 ) -> Normalization:
+    dtype = str(getattr(model.inputs[0].dtype, "name", model.inputs[0].dtype))
+    if "int" in dtype and options.normalization not in (None, "none"):
+        raise ModelError(
+            f"the network takes {dtype} pixels, expected --normalize none instead of {options.normalization}"
+        )
     if options.normalization:
         if metadata and metadata.normalization != options.normalization:
             notes.append(f"--normalize {options.normalization} replaces the file's {metadata.normalization}")
         return options.normalization
     if metadata:
         return metadata.normalization
+    found = explain_own_scaling(model, tile)
+    if found:
+        notes.append(f"images are not normalised before the network, which {found} (--normalize)")
+        return "none"
     notes.append("the file does not say how its images were normalised: taken as unit, x / 255 (--normalize)")
     return "unit"
 

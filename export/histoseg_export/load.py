@@ -1,105 +1,207 @@
-"""Load a Keras file, or refuse it in one line that names the reason. Code from a model file never runs.
+"""Load a Keras model of any age, or refuse it in one line that names the reason. Code from a file never runs.
 
-The file is read as data first: its kind, and its layers' configuration. Keras sees only what passed.
+The file is read as data first: its kind, and its layers' configuration. Keras sees only what passed. One
+list of strategies, tried in its order, says who reads what.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
-import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from histoseg.errors import ModelError
+from histoseg_export.anykeras import CHANNELS_LAST, keras_of, maker_of, source_of, words_of
+from histoseg_export.loaders.keras3 import load_with_keras
+from histoseg_export.loaders.savedmodel import load_saved_model
+from histoseg_export.loaders.source import (
+    CannotReadError,
+    LoadedModel,
+    LoadOptions,
+    Source,
+    advise_newer,
+    read_source,
+)
+from histoseg_export.loaders.tfkeras import load_with_tf_keras
+from histoseg_export.loaders.weights import load_weights
 from histoseg_export.quiet import import_tensorflow
-from histoseg_train.kerasfile import FileKind, check_file, summarize_error
+
+__all__ = ["STRATEGIES", "LoadOptions", "LoadedModel", "Strategy", "load_model"]
 
 
-def load_model(path: Path) -> Any:
-    """Load a whole Keras model for inference.
+@dataclass(frozen=True)
+class Strategy:
+    """One way to make a network of a file."""
+
+    name: str
+    accepts: Callable[[Source, LoadOptions], bool]
+    load: Callable[[Source, LoadOptions], LoadedModel]
+
+
+def _wants_weights(source: Source, options: LoadOptions) -> bool:
+    return source.config is None or bool(options.builder or options.architecture)
+
+
+STRATEGIES = (
+    Strategy("SavedModel", lambda source, options: source.kind == "savedmodel", load_saved_model),
+    Strategy("weights", _wants_weights, load_weights),
+    # its own generation first: Keras 3 gives some layers of Keras 2 another meaning
+    Strategy("tf_keras", lambda source, options: source.generation in (1, 2), load_with_tf_keras),
+    Strategy("Keras 3", lambda source, options: source.generation != 1, load_with_keras),
+)
+
+
+def load_model(path: Path, options: LoadOptions | None = None) -> LoadedModel:
+    """Load a model for inference.
 
     Args:
-        path: A `.keras` archive or a whole-model HDF5 file.
+        path: A `.keras` archive, an HDF5 file of a whole model or of weights, or a SavedModel folder.
+        options: What the caller says about it.
 
     Returns:
-        The `keras.Model`, one 4-D channels-last input and one 4-D output.
+        The model, one 4-D channels-last input and one 4-D output, and how it was read.
 
     Raises:
-        ModelError: The file is missing, truncated, no Keras model, weights only, holds Python code or foreign
-            classes, or is no segmentation model; the message names which.
+        ModelError: The file is missing, truncated, no Keras model, holds Python code or foreign classes, or
+            is no segmentation model; the message names which.
+        OptionError: An option does not fit the file, or a file of the caller's cannot be used.
     """
     import_tensorflow()
-    kind = check_file(path)
-    model = _load_checked(path, kind)
+    options = options or LoadOptions()
+    source = read_source(path)
+    loaded = _load_first(source, options)
+    # a SavedModel's graph was cut to one output already
+    model = choose_output(path, loaded.model, None if source.kind == "savedmodel" else options.output)
     check_segmentation(path, model)
-    return _flatten_interface(model)
+    check_weights(path, model)
+    notes = loaded.notes
+    if _is_channels_first(model):
+        model = _to_channels_last(model)
+        notes += ("the network keeps channels first: images are transposed on its way in and out",)
+    return replace(loaded, model=model, notes=notes)
+
+
+def choose_output(path: Path, model: Any, name: str | None) -> Any:
+    """Return a model with one tensor in and one out.
+
+    Args:
+        path: The file, for the message.
+        model: What was loaded.
+        name: An output, or a layer whose result becomes the output; `None` where there is but one.
+
+    Raises:
+        ModelError: There are several inputs, several outputs and no name, or nothing of that name.
+    """
+    if not getattr(model, "inputs", None) or not model.outputs:
+        raise ModelError(
+            f"{path}: does not say the shape of its images, expected a network with an Input; "
+            "build it with --builder FILE.py:FUNCTION"
+        )
+    if len(model.inputs) != 1:
+        names = ", ".join(tensor.name for tensor in model.inputs)
+        raise ModelError(f"{path}: has {len(model.inputs)} inputs ({names}), expected one, the image")
+    keys = getattr(model, "output_names", None) or [maker_of(tensor).name for tensor in model.outputs]
+    outputs = dict(zip(keys, model.outputs, strict=True))
+    words = ", ".join(f"'{key}' {words_of(tensor.shape)}" for key, tensor in outputs.items())
+    if name is None and len(outputs) > 1:
+        raise ModelError(
+            f"{path}: has {len(outputs)} outputs ({words}), expected one; choose it with --output NAME"
+        )
+    chosen = next(iter(outputs.values())) if name is None else outputs.get(name)
+    if chosen is None:
+        layer = next((layer for layer in model.layers if layer.name == name), None)
+        chosen = getattr(layer, "output", None)
+    if chosen is None or isinstance(chosen, list | tuple | dict):
+        raise ModelError(f"{path}: has no output or layer '{name}' with one result, expected one of {words}")
+    return keras_of(model).Model(model.inputs[0], chosen, name=model.name)
 
 
 def check_segmentation(path: Path, model: Any) -> None:
     """Refuse a model that does not map one image to one map.
 
     Raises:
-        ModelError: The inputs or outputs are not one 4-D tensor each, or the input has not 1 or 3 channels.
+        ModelError: The input is no image of 1 or 3 channels, or the output is no map; the message says what
+            they are.
     """
-    for word, tensors in (("input", model.inputs), ("output", model.outputs)):
-        if len(tensors) != 1:
-            names = ", ".join(tensor.name for tensor in tensors)
-            raise ModelError(f"{path}: has {len(tensors)} {word}s ({names}), expected one")
-        shape = tuple(tensors[0].shape)
-        if len(shape) != 4:
-            raise ModelError(
-                f"{path}: its {word} has shape {_words(shape)}, expected (batch, height, width, channels): "
-                "not a segmentation model"
-            )
-    channels = model.inputs[0].shape[3]
-    if channels not in (1, 3):
+    shape, found = tuple(model.inputs[0].shape), tuple(model.outputs[0].shape)
+    if len(shape) != 4:
+        kind = {2: "vectors", 3: "sequences", 5: "volumes"}.get(len(shape), "something else")
         raise ModelError(
-            f"{path}: its input has shape {_words(model.inputs[0].shape)}, expected channels last, "
-            "3 of them (RGB) or 1 (grey)"
+            f"{path}: its input has shape {words_of(shape)}: it takes {kind}, expected images, "
+            "(batch, height, width, channels)"
         )
-    if model.outputs[0].shape[3] is None:
+    if 3 not in (shape[1], shape[3]) and 1 not in (shape[1], shape[3]):
+        raise ModelError(
+            f"{path}: its input has shape {words_of(shape)}, expected 3 channels (RGB) or 1 (grey)"
+        )
+    if len(found) != 4:
+        raise ModelError(f"{path}: its output has shape {words_of(found)}: {_explain_flat(model)}")
+    if found[1 if _is_channels_first(model) else 3] is None:
         raise ModelError(f"{path}: its output has an unknown number of channels, expected one for each class")
 
 
-def _load_checked(path: Path, kind: FileKind) -> Any:
-    import keras
+def check_weights(path: Path, model: Any) -> None:
+    """Refuse weights that are no numbers.
 
-    with tempfile.TemporaryDirectory() as folder:
-        readable = path
-        if path.suffix.lower() not in {"keras": (".keras",), "h5": (".h5", ".hdf5")}[kind]:
-            readable = Path(folder) / f"model.{kind}"  # Keras goes by the suffix
-            shutil.copyfile(path, readable)
-        try:
-            return keras.saving.load_model(readable, compile=False, safe_mode=True)
-        except Exception as error:  # Keras lets any exception of a layer through
+    Raises:
+        ModelError: The message names the first such variable.
+    """
+    for variable, values in zip(model.weights, model.get_weights(), strict=True):
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            name = getattr(variable, "path", variable.name)
             raise ModelError(
-                f"{path}: saved by Keras {_read_version(path, kind)}, which Keras {keras.__version__} "
-                f"cannot load ({summarize_error(error)})"
-            ) from error
+                f"{path}: its '{name}' holds NaN or infinite values; training diverged, train it again"
+            )
 
 
-def _flatten_interface(model: Any) -> Any:
-    """Return the model with one tensor in and one out, where Keras may want lists or dictionaries of one."""
-    import keras
-
-    return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-
-
-def _read_version(path: Path, kind: FileKind) -> str:
-    import h5py
-
-    if kind == "h5":
-        with h5py.File(path, "r") as file:
-            version = file.attrs.get("keras_version", "(unknown version)")
-        return version.decode() if isinstance(version, bytes) else str(version)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return str(json.loads(archive.read("metadata.json"))["keras_version"])
-    except (KeyError, ValueError):
-        return "(unknown version)"
+def _load_first(source: Source, options: LoadOptions) -> LoadedModel:
+    """Return what the first strategy that can read the file makes of it."""
+    refusals = []
+    for strategy in STRATEGIES:
+        if strategy.accepts(source, options):
+            try:
+                return strategy.load(source, options)
+            except CannotReadError as error:
+                refusals.append(str(error))
+    raise ModelError(
+        f"{source.path}: saved by {source.saved_by}; {'; '.join(refusals)}{advise_newer(source)}"
+    )
 
 
-def _words(shape: Any) -> str:
-    return "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
+def _explain_flat(model: Any) -> str:
+    """Say what a model without a map gives, and where its last map is."""
+    tensor = model.outputs[0]
+    _, height, width, _ = model.inputs[0].shape
+    pixels = None if None in (height, width) else height * width
+    flat = len(tensor.shape) > 1 and pixels is not None and tensor.shape[1] == pixels
+    kind = "a map of which the rows were joined" if flat else "a classifier's, or flat"
+    while len(tensor.shape) != 4:
+        layer = maker_of(tensor)
+        tensor = source_of(layer)
+        if tensor is None:
+            return f"{kind}, expected a map, (batch, height, width, classes)"
+    name = maker_of(tensor).name
+    if not flat or tensor is model.inputs[0] or tuple(tensor.shape[1:3]) != (height, width):
+        return f"{kind}, expected a map, (batch, height, width, classes): not a segmentation model"
+    return (
+        f"{kind}, expected (batch, height, width, classes); --output {name} takes the map before that, "
+        f"{words_of(tensor.shape)}"
+    )
+
+
+def _is_channels_first(model: Any) -> bool:
+    shape = model.inputs[0].shape
+    return shape[3] not in (1, 3) and shape[1] in (1, 3)
+
+
+def _to_channels_last(model: Any) -> Any:
+    """Return a channels-first model between two transpositions."""
+    module = keras_of(model)
+    _, channels, height, width = model.inputs[0].shape
+    image = module.Input((height, width, channels))
+    maps = model(module.layers.Permute((3, 1, 2), name="to_channels_first")(image))
+    result = module.layers.Permute((2, 3, 1), name=CHANNELS_LAST)(maps)
+    return module.Model(image, result, name=model.name)

@@ -16,7 +16,7 @@ import histoseg
 from histoseg.card import ModelCard
 from histoseg.errors import OutputError
 from histoseg.jsonclass import to_json
-from histoseg_export.convert import OPSET
+from histoseg_export.convert import GREY_WEIGHTS, OPSET
 from histoseg_export.describe import Description
 from histoseg_export.probe import Measurement
 from histoseg_export.prove import MAX_ABS, MIN_LABEL_AGREEMENT, Parity
@@ -83,6 +83,18 @@ def build_table(parity: Parity) -> Table:
     return table
 
 
+def hash_source(source: Path) -> str:
+    """Return the SHA-256 of a file; of a folder, that of its files' names and contents in order."""
+    if source.is_file():
+        with source.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for path in sorted(item for item in source.rglob("*") if item.is_file()):
+        digest.update(path.relative_to(source).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 def describe_provenance(source: Path, description: Description) -> dict[str, Any]:
     """Return where an export came from; `SOURCE_DATE_EPOCH` fixes its date."""
     import keras
@@ -99,10 +111,12 @@ def describe_provenance(source: Path, description: Description) -> dict[str, Any
         "histoseg": histoseg.__version__,
     }
     return {
-        "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "source_sha256": hash_source(source),
         "source_name": source.name,
         "versions": versions,
         "created": created.isoformat(timespec="seconds"),
         "normalization": description.normalization,
+        "grey": GREY_WEIGHTS.tolist() if description.grey else None,
+        "clipped": description.clip,
         "opset": OPSET,
     }

@@ -125,8 +125,49 @@ def test_help_is_fast_and_imports_nothing_heavy():
 def test_choices_are_those_of_the_library():
     from typing import get_args
 
-    from histoseg.card import Activation
+    from histoseg.card import Activation, ColorSpace
     from histoseg.transform import NORMALIZATIONS
 
     assert set(cli.NORMALIZE) == set(NORMALIZATIONS)
     assert set(cli.ACTIVATIONS) == {"auto", *get_args(Activation)}
+    assert set(cli.COLOR_SPACES) == set(get_args(ColorSpace))
+
+
+def test_weights_and_lambda_layers_take_files_of_the_callers(run_cli, tmp_path, keras_files):
+    import keras
+
+    image = keras.Input((16, 16, 3))
+    step = keras.layers.Lambda(lambda x: x / 255, name="lambda")(image)
+    model = keras.Model(image, keras.layers.Conv2D(2, 1, activation="softmax", name="maps")(step))
+    model.save(tmp_path / "model.h5")
+    model.save_weights(tmp_path / "model.weights.h5")
+    (tmp_path / "own.py").write_text(
+        "from keras import Input, Model, layers\n"
+        "def lambda_(x):\n    return x / 255\n"
+        "def build(shape):\n    image = Input(shape)\n"
+        "    return Model(image, layers.Conv2D(2, 1, activation='softmax')(image))\n"
+    )
+    target, general = tmp_path / "out.onnx", ["--spacing", 0.5, "--tile", 32, "--color-space", "sRGB"]
+    code, _, err = run_cli(tmp_path / "model.h5", "-o", target, *general)
+    assert code == 1
+    assert "--custom-objects FILE.py" in err
+    code, out, _ = run_cli(
+        tmp_path / "model.h5",
+        "-o",
+        target,
+        *general,
+        "--custom-objects",
+        tmp_path / "own.py",
+        "--output",
+        "maps",
+    )
+    assert code == 0
+    assert "divides them by 255" in out
+    with open_session(target, provider="cpu") as session:
+        assert session.card.input.color_space == "sRGB"
+        assert session.card.provenance["normalization"] == "none"
+    code, out, _ = run_cli(
+        tmp_path / "model.weights.h5", "-o", target, *general, "--builder", f"{tmp_path / 'own.py'}:build"
+    )
+    assert code == 0
+    assert "all 2 arrays of the file are in the network" in out

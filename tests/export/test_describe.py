@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from histoseg.errors import ModelError
@@ -24,7 +25,7 @@ METADATA = KerasMetadata(
 
 @pytest.fixture(scope="module")
 def model(keras_files):
-    return load_model(keras_files["softmax"])
+    return load_model(keras_files["softmax"]).model
 
 
 def test_metadata_need_no_flags(model):
@@ -71,7 +72,7 @@ def test_wrong_number_of_classes_in_the_file(model):
     [("softmax", "softmax"), ("logits", "logits"), ("sigmoid", "sigmoid"), ("sequential", "softmax")],
 )
 def test_activation_is_detected(name, activation, keras_files):
-    assert detect_activation(load_model(keras_files[name])) == activation
+    assert detect_activation(load_model(keras_files[name]).model) == activation
 
 
 def test_activation_is_found_behind_resizing_and_in_submodels(keras_files):
@@ -88,9 +89,9 @@ def test_unknown_activation_asks_for_the_flag(keras_files):
     import keras
 
     image = keras.Input((32, 32, 3))
-    model = keras.Model(image, keras.layers.Conv2D(1, 1, activation="relu", name="last")(image))
+    model = keras.Model(image, keras.layers.Conv2D(2, 1, activation="relu", name="last")(image))
     with pytest.raises(ModelError, match=r"'last'.*relu.*--activation"):
-        detect_activation(model)
+        describe_model(model, None, ExportOptions(spacing_um_px=0.5))
 
 
 def test_parse_classes():
@@ -99,3 +100,82 @@ def test_parse_classes():
         parse_classes("a,,b")
     with pytest.raises(ValueError, match="#rrggbb"):
         parse_classes("a=red")
+
+
+def test_one_rectified_channel_is_cut_off_at_one(keras_files):
+    import keras
+
+    image = keras.Input((32, 32, 3))
+    model = keras.Model(image, keras.layers.Conv2D(1, 1, activation="relu")(image))
+    found = describe_model(model, None, ExportOptions(spacing_um_px=0.5))
+    assert (found.activation, found.clip) == ("sigmoid", True)
+    assert any("cut off at 1" in note for note in found.notes)
+    said = describe_model(model, None, ExportOptions(spacing_um_px=0.5, activation="logits"))
+    assert (said.activation, said.clip) == ("logits", False)
+
+
+def first_steps():
+    """Return first layers, and whether they take images of 0 to 255."""
+    from keras import layers, ops
+
+    return {
+        "scale": (layers.Rescaling(1 / 255), True),
+        "shift": (layers.Normalization(mean=[120.0, 115.0, 110.0], variance=[1.0, 1.0, 1.0]), True),
+        "unit mean": (layers.Normalization(mean=[0.5, 0.5, 0.4], variance=[0.1, 0.1, 0.1]), False),
+        "double": (layers.Rescaling(2.0, offset=-1.0), False),
+        "fresh norm": (layers.BatchNormalization(), False),
+        "divide": (lambda x: x / 255.0, True),
+        "subtract": (lambda x: x - ops.convert_to_tensor([103.9, 116.8, 123.7]), True),
+        "pad": (lambda x: layers.Rescaling(1 / 127.5)(layers.ZeroPadding2D(1)(x))[:, 1:-1, 1:-1], True),
+        "convolution": (layers.Conv2D(3, 3, padding="same"), False),
+    }
+
+
+FIRST = ("scale", "shift", "unit mean", "double", "fresh norm", "divide", "subtract", "pad", "convolution")
+
+
+@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("size", [None, 32])
+def test_networks_that_scale_their_images_get_them_as_they_are(name, size, keras_files):
+    import keras
+
+    step, own = first_steps()[name]
+    image = keras.Input((size, size, 3))
+    model = keras.Model(image, keras.layers.Conv2D(2, 1)(step(image)))
+    found = describe_model(model, None, ExportOptions(spacing_um_px=0.5, tile=32))
+    assert found.normalization == ("none" if own else "unit")
+    assert any("--normalize" in note for note in found.notes)
+    said = describe_model(model, None, ExportOptions(spacing_um_px=0.5, tile=32, normalization="imagenet"))
+    assert said.normalization == "imagenet"
+
+
+def test_a_batch_norm_that_saw_bytes_says_so(keras_files):
+    import keras
+
+    image = keras.Input((32, 32, 3))
+    norm = keras.layers.BatchNormalization()
+    model = keras.Model(image, keras.layers.Conv2D(2, 1)(norm(image)))
+    norm.set_weights(np.array([[1, 1, 1], [0, 0, 0], [180, 140, 170], [900, 900, 900]]))
+    found = describe_model(model, None, ExportOptions(spacing_um_px=0.5))
+    assert found.normalization == "none"
+    assert any("takes off a mean of 163" in note for note in found.notes)
+
+
+def test_networks_of_bytes_take_no_normalisation(keras_files):
+    import keras
+
+    image = keras.Input((32, 32, 3), dtype="uint8")
+    model = keras.Model(image, keras.layers.Conv2D(2, 1)(keras.layers.Rescaling(1 / 255)(image)))
+    assert describe_model(model, None, ExportOptions(spacing_um_px=0.5)).normalization == "none"
+    with pytest.raises(ModelError, match="takes uint8 pixels, expected --normalize none"):
+        describe_model(model, None, ExportOptions(spacing_um_px=0.5, normalization="unit"))
+
+
+@pytest.mark.parametrize("space", ["device", "sRGB"])
+def test_colour_space_reaches_the_card(space, model):
+    from histoseg.card import Tiling
+    from histoseg_export.describe import build_card
+
+    options = ExportOptions(tile=64, spacing_um_px=0.5, color_space=space)
+    card = build_card(describe_model(model, None, options), tiling=Tiling(4, 0, 0), parity={}, provenance={})
+    assert card.input.color_space == space

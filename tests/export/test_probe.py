@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from histoseg.card import InputSpec, ModelCard, OutputSpec
-from histoseg_export.probe import Measurement, _depths, find_halo, measure_tiling, plan_tiling, read_strides
+from histoseg_export.probe import Measurement, _depths, find_halo, measure_tiling, plan_tiling
+from histoseg_export.strides import read_stride
 from histoseg_export.tiles import cut_tiles, open_source
 
 TILE = (64, 64)
@@ -55,7 +56,7 @@ def two_classes(values):
 
 @pytest.mark.parametrize("radius", [0, 1, 3, 6])
 def test_halo_and_reach_of_a_box_filter(radius, images):
-    found = measure_tiling(box(radius), images, tile=TILE, graph_strides=[1])
+    found = measure_tiling(box(radius), images, tile=TILE, graph_stride=1)
     assert found.receptive_field_px == radius
     assert max(0, radius - 2) <= found.halo_px <= radius  # the outermost pixels weigh little
     assert found.residual_mean_abs <= 1e-3
@@ -65,17 +66,17 @@ def test_halo_and_reach_of_a_box_filter(radius, images):
 
 @pytest.mark.parametrize("stride", [1, 2, 4, 8])
 def test_stride_is_confirmed(stride, images):
-    found = measure_tiling(pooled(stride), images, tile=TILE, graph_strides=[1, stride])
+    found = measure_tiling(pooled(stride), images, tile=TILE, graph_stride=stride)
     assert (found.stride_multiple, found.stride_confirmed, found.halo_px) == (stride, True, 0)
 
 
 def test_stride_that_the_graph_hides_is_found(images):
-    found = measure_tiling(pooled(8), images, tile=TILE, graph_strides=[1, 4])
+    found = measure_tiling(pooled(8), images, tile=TILE, graph_stride=4)
     assert (found.stride_multiple, found.stride_confirmed) == (8, True)
 
 
 def test_global_context(images):
-    found = measure_tiling(global_mean, images, tile=TILE, graph_strides=[1])
+    found = measure_tiling(global_mean, images, tile=TILE, graph_stride=1)
     assert found.global_context
     assert found.receptive_field_px is None
 
@@ -87,6 +88,45 @@ def test_halo_by_its_definition(reach):
     assert find_halo(difference, depth, cap=16) == (
         reach if reach <= 16 else 0
     )  # the same everywhere: no rim helps
+
+
+def decaying(length, strength, floor=0.0, side=48):
+    """Give `|dp|` that falls to a tenth every `length` pixels, above a floor that no rim removes."""
+    depth = _depths((side, side))
+    return (floor + strength * 10.0 ** (-depth / length)).astype(np.float32)[None], depth
+
+
+@given(length=st.integers(2, 9), strength=st.floats(0.02, 1), scale=st.floats(1, 50))
+def test_halo_does_not_depend_on_how_much_the_images_show(length, strength, scale):
+    difference, depth = decaying(length, strength)
+    halo = find_halo(difference, depth, cap=24)
+    assert abs(halo - find_halo(difference * np.float32(scale), depth, cap=24)) <= 1
+    assert 0 < halo <= 2 * length + 2
+
+
+@given(length=st.integers(2, 9), floor=st.floats(0, 0.01))
+def test_halo_ignores_what_no_rim_removes(length, floor):
+    with_floor, depth = decaying(length, 0.2, floor)
+    without, _ = decaying(length, 0.2)
+    assert abs(find_halo(with_floor, depth, cap=24) - find_halo(without, depth, cap=24)) <= 1
+
+
+def test_the_worse_of_two_groups_counts():
+    (short, depth), (long, _) = decaying(2, 0.1), decaying(8, 0.1)
+    both = np.concatenate([short, long, short, long])
+    assert find_halo(both, depth, cap=24) == find_halo(long, depth, cap=24) > find_halo(short, depth, cap=24)
+
+
+def test_harmless_rims_need_no_halo():
+    difference, depth = decaying(8, 5e-5)
+    assert find_halo(difference, depth, cap=24) == 0
+
+
+def test_a_network_that_shows_nothing_shows_no_reach(images):
+    def blind(tiles):
+        return two_classes(np.ones(tiles.shape[:3]))
+
+    assert measure_tiling(blind, images, tile=TILE, graph_stride=1).receptive_field_px is None
 
 
 @given(side=st.integers(16, 1024), halo=st.integers(0, 256), stride=st.sampled_from([1, 2, 4, 8, 16, 32]))
@@ -110,11 +150,10 @@ def test_every_plan_fits_a_card(side, halo, stride):
 
 
 @pytest.mark.parametrize(
-    ("name", "strides"),
-    [("softmax", [1, 2, 4]), ("logits", [1, 2, 4]), ("sequential", [1, 2]), ("global", [1])],
+    ("name", "stride"), [("softmax", 4), ("logits", 4), ("sequential", 2), ("global", 1)]
 )
-def test_strides_are_read_off_the_graph(name, strides, export_one):
-    assert read_strides(onnx.load(export_one(name).path), TILE) == strides
+def test_stride_is_read_off_the_graph(name, stride, export_one):
+    assert read_stride(onnx.load(export_one(name).path)) == stride
 
 
 def test_exported_models_are_measured(export_one):

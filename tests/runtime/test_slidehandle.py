@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -54,7 +53,7 @@ def test_closing_twice_is_closing_once(real_svs: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no /proc to count open files in")
 def test_a_slide_leaves_no_file_open(real_svs: Path) -> None:
     def count_open() -> int:
-        return sum(str(real_svs) == os.path.realpath(file) for file in Path("/proc/self/fd").iterdir())
+        return sum(real_svs.resolve() == file.resolve() for file in Path("/proc/self/fd").iterdir())
 
     with open_slide(real_svs) as slide:
         slide.read_level(0, 0, 0, 8, 8)
