@@ -15,17 +15,25 @@ import histoseg
 from histoseg.command import run_command
 
 if TYPE_CHECKING:
+    from histoseg_export.proofoptions import ProofOptions
     from histoseg_export.report import ExportResult
 
 NORMALIZE = ("unit", "symmetric", "imagenet", "caffe", "none")
 COLOR_SPACES = ("device", "sRGB")
 ACTIVATIONS = ("auto", "softmax", "sigmoid", "logits")
 PATIENCE_SECONDS = 2.0
+GATES = (
+    ("fp32_labels", 0.9999, "Gate of fp32: share of labels that agree."),
+    ("fp32_off_ppm", 100.0, "Gate of fp32: ppm of probabilities off by 0.001."),
+    ("fp16_labels", 0.999, "Gate of fp16: share of labels that agree."),
+    ("int8_labels", 0.99, "Gate of int8: share of labels that agree."),
+    ("int8_dice_drop", 0.01, "Gate of int8: most that Dice may fall."),
+)
 EXAMPLES = """\b
 Examples:
   histoseg-export model.keras
   histoseg-export model.h5 --spacing 0.5 --classes 'background,nucleus=#1b7f3b' --tile 512
-  histoseg-export model.keras --tiles images/ -o nuclei.onnx
+  histoseg-export model.keras --precision fp32,fp16,int8 --calibrate slide.svs -o nuclei.onnx
   histoseg-export weights.h5 --builder network.py:build --spacing 0.25 --tile 512
 
 \b
@@ -33,6 +41,17 @@ Examples:
 file names and Keras does not know: a layer class by its name, an activation by its name, and a Lambda layer
 by the layer's name ('lambda-1' is lambda_1), as a function of what the layer is given, or as a layer class.
 Code inside a model's file is never run."""
+
+
+def _gate_options(function: Callable[..., int]) -> Callable[..., int]:
+    """Add a flag for each gate; their names and defaults are those of `Gates`."""
+    for name, default, words in reversed(GATES):
+        function = click.option(
+            f"--{name.replace('_', '-')}", type=float, help=f"{words}  [default: {default:g}]"
+        )(function)
+    return click.option(
+        "--labels-only", is_flag=True, help="fp32: judge labels alone (an argmax inside, as in SegNet)."
+    )(function)
 
 
 @click.command(name="histoseg-export", epilog=EXAMPLES, context_settings={"max_content_width": 100})
@@ -63,8 +82,16 @@ Code inside a model's file is never run."""
               help="For weights: your function, () or (input_shape), that builds the network.")  # fmt: skip
 @click.option("--custom-objects", metavar="FILE.py", type=click.Path(path_type=Path),
               help="Layers and functions that the file names and Keras lacks; see below.")  # fmt: skip
+@click.option(
+    "--precision", metavar="P,P,...", default="fp32", show_default=True, help="Of fp32, fp16 and int8."
+)
+@click.option("--calibrate", type=click.Path(path_type=Path),
+              help="Slide, image, or folder of images that int8 chooses its steps by.")  # fmt: skip
+@click.option("--float-layers", type=click.IntRange(min=0),
+              help="Most layers that int8 may leave in float to hold its gate.  [default: 8]")  # fmt: skip
 @click.option("--tiles", type=click.Path(path_type=Path),
-              help="Image, or folder of images, to prove on.  [default: the demo slide]")  # fmt: skip
+              help="The same as --calibrate, to prove on.  [default: that, or the demo slide]")  # fmt: skip
+@_gate_options
 @click.version_option(histoseg.__version__)
 def command(**options: Any) -> int:
     """Turn a Keras segmentation model into one ONNX file.
@@ -72,7 +99,7 @@ def command(**options: Any) -> int:
     MODEL is a .keras archive, an .h5 file of Keras 2 or 3, a SavedModel folder, or a file of weights. The
     ONNX file takes uint8 RGB, gives probabilities, and carries its model card. It is written only after it
     was proven to behave like the Keras model. Files that histoseg-train made need no options, others at
-    least --spacing. Writes MODEL.report.json beside it.
+    least --spacing. Writes MODEL.report.json beside it; fp16 and int8 go to MODEL.fp16.onnx, MODEL.int8.onnx.
     """
     source, target = options["source"], options["out"] or options["source"].with_suffix(".onnx")
     if target.suffix != ".onnx":
@@ -113,6 +140,7 @@ def _export(source: Path, target: Path, options: dict[str, Any]) -> ExportResult
         activation=options["activation"],
         color_space=options["color_space"],
     )
+    proof = _read_proof(options)
     load = LoadOptions(
         output=options["output"],
         signature=options["signature"],
@@ -121,25 +149,46 @@ def _export(source: Path, target: Path, options: dict[str, Any]) -> ExportResult
         custom_objects=options["custom_objects"],
     )
     with _progress() as on_step:
-        return export_model(source, target, chosen, load=load, tiles=options["tiles"], on_step=on_step)
+        return export_model(source, target, chosen, load=load, proof=proof, on_step=on_step)
+
+
+def _read_proof(options: dict[str, Any]) -> ProofOptions:
+    from histoseg.errors import OptionError
+    from histoseg_export.gates import Gates
+    from histoseg_export.proofoptions import ProofOptions
+
+    given = {name: options[name] for name, _, _ in GATES if options[name] is not None}
+    budget = {} if options["float_layers"] is None else {"float_layers": options["float_layers"]}
+    try:
+        return ProofOptions(
+            precisions=tuple(word.strip() for word in options["precision"].split(",") if word.strip()),
+            gates=Gates(**given, labels_only=options["labels_only"]),
+            tiles=options["tiles"],
+            calibrate=options["calibrate"],
+            **budget,
+        )
+    except OptionError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _show(result: ExportResult) -> None:
     from rich.console import Console
 
-    from histoseg_export.report import build_table, report_path
+    from histoseg_export.prooftable import build_proof_table
+    from histoseg_export.report import report_path
 
-    Console().print(build_table(result.parity))
+    Console().print(build_proof_table(result.parities))
     for note in result.notes:
         click.echo(f"note: {note}")
     card, tiling = result.card, result.card.tiling
     width, height = card.patch_size_pixels
     click.echo(
-        f"{result.path}: {result.path.stat().st_size / 1e6:.2f} MB, {len(card.class_names)} classes at "
-        f"{card.spacing_um_px:g} um/px, tiles {width}x{height}, halo {tiling.halo_px}, "
-        f"overlap {tiling.overlap_px}, stride {tiling.stride_multiple}; "
-        f"{result.seconds:.1f} s; report {report_path(result.path).name}"
+        f"{len(card.class_names)} classes at {card.spacing_um_px:g} um/px, tiles {width}x{height}, "
+        f"halo {tiling.halo_px}, overlap {tiling.overlap_px}, stride {tiling.stride_multiple}; "
+        f"{result.seconds:.1f} s; report {report_path(result.target).name}"
     )
+    for path in result.files.values():
+        click.echo(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
 @contextmanager

@@ -19,21 +19,16 @@ from histoseg.card import METADATA_KEY, ModelCard, card_from_text, card_to_text
 from histoseg.errors import ModelError
 from histoseg_export.convert import to_reference_input
 from histoseg_export.fresh import run_fresh
-from histoseg_export.gates import TOLERANCE, Gate, Gates
 from histoseg_export.parity import Expected, Parity, compare, iter_batches, middle_ms, require_parity
 
 if TYPE_CHECKING:
     from histoseg.arrays import Floats, Pixels
-    from histoseg.session import Session
     from histoseg_export.describe import Description
+    from histoseg_export.gates import Gate
     from histoseg_export.load import LoadOptions
     from histoseg_export.tileset import TileSet
 
-__all__ = ["Parity", "Reference", "predict_source", "prove", "prove_file", "require_parity"]
-
-# what report.py and export.py read until they show `Parity.gate`
-MIN_LABEL_AGREEMENT = Gates.fp32_labels
-MAX_ABS = TOLERANCE
+__all__ = ["Parity", "Reference", "predict_source", "prove_file", "require_parity"]
 
 _TILES, _TRUTH, _PROBABILITIES = "tiles.npy", "truth.npy", "probabilities.npy"
 
@@ -135,25 +130,6 @@ def _allow_cpu(path: Path) -> ModelCard:
     stored = {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}
     card = card_from_text(stored[METADATA_KEY])
     return replace(card, providers=(*card.providers, "cpu"))
-
-
-def prove(model: Any, session: Session, tiles: Pixels, *, description: Description, source: str) -> Parity:
-    """Compare a loaded Keras model with an open session in this process, by the gate of fp32.
-
-    Args:
-        model: The `keras.Model` as loaded.
-        session: The ONNX file, open on onnxruntime's CPU provider.
-        tiles: `(n, height, width, 3)` uint8 RGB.
-        description: What the model is.
-        source: Where the tiles came from, in words.
-
-    Raises:
-        ModelError: The model's outputs are not what its activation promises.
-    """
-    batches = [predict_reference(model, tiles[batch], description) for batch in iter_batches(len(tiles))]
-    names = description.class_names
-    expected = Expected("keras", source, names, tiles, None, np.concatenate(batches))
-    return compare(session.run, expected, Gates().pick("fp32"))
 
 
 def predict_reference(model: Any, tiles: Pixels, description: Description) -> Floats:

@@ -30,6 +30,7 @@ from histoseg_export.graph import Graph
 from histoseg_export.int8 import fold_pixels
 from histoseg_export.int8.qdq import Kernels, count_kernels, insert_qdq
 from histoseg_export.parity import Expected, Parity, compare
+from histoseg_export.proofoptions import FLOAT_LAYERS
 from histoseg_export.regions import WEIGHTED, find_float_nodes
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ CALIBRATION_SHARE = 2 / 3
 """Of the tiles; the gate is judged on the others."""
 ERROR_TILES = 2
 """Tiles on which each layer's error is measured."""
-FLOAT_LAYERS = 8
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What an export found: a document for machines, a table for people, and where the file came from."""
+"""What an export found: a document for machines, and where the files came from."""
 
 from __future__ import annotations
 
@@ -13,31 +13,47 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 import histoseg
-from histoseg.card import ModelCard
+from histoseg.card import ModelCard, Precision
 from histoseg.errors import OutputError
 from histoseg.jsonclass import to_json
 from histoseg_export.convert import GREY_WEIGHTS, OPSET
 from histoseg_export.describe import Description
 from histoseg_export.probe import Measurement
-from histoseg_export.prove import MAX_ABS, MIN_LABEL_AGREEMENT, Parity
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from histoseg_export.parity import Parity
+    from histoseg_export.variants import Variant
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """A proven export."""
+    """What an export made, and what it found."""
 
-    path: Path
-    card: ModelCard
-    parity: Parity
-    measured: Measurement
-    operators: dict[str, int]
-    """Nodes of the graph, by kind."""
+    target: Path
+    files: dict[Precision, Path]
+    """What was asked for."""
+    variants: tuple[Variant, ...]
+    """fp32 first, which is proven whether or not it was asked for."""
+    measured: Measurement | None
+    """`None` where fp32 failed its gate."""
     notes: tuple[str, ...]
     """What was assumed and what to look out for, in sentences."""
     seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate held."""
+        return all(variant.passed for variant in self.variants)
+
+    @property
+    def parities(self) -> tuple[Parity, ...]:
+        """Return the proof of each variant."""
+        return tuple(variant.parity for variant in self.variants if variant.parity is not None)
+
+    @property
+    def card(self) -> ModelCard:
+        """Return the card of the fp32 model."""
+        return self.variants[0].card
 
 
 def report_path(target: Path) -> Path:
@@ -46,16 +62,18 @@ def report_path(target: Path) -> Path:
 
 
 def write_report(result: ExportResult) -> None:
-    """Write the report beside the model, whole or not at all."""
-    path = report_path(result.path)
+    """Write the report beside the model, whole or not at all.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    path = report_path(result.target)
     document = {
-        "model": result.path.name,
-        "parity": result.parity.to_json(),
-        "measured": asdict(result.measured),
-        "operators": result.operators,
+        "passed": result.passed,
+        "models": [_describe_variant(variant, result) for variant in result.variants],
+        "measured": None if result.measured is None else asdict(result.measured),
         "notes": list(result.notes),
         "seconds": round(result.seconds, 1),
-        "card": to_json(result.card),
     }
     part = path.with_name(f".{path.name}.part")
     try:
@@ -67,20 +85,16 @@ def write_report(result: ExportResult) -> None:
         part.unlink(missing_ok=True)
 
 
-def build_table(parity: Parity) -> Table:
-    """Return the parity figures beside what the gate asks for."""
-    from rich.table import Table
-
-    table = Table(title=f"Keras against ONNX, {parity.tiles} tiles of {parity.source}", title_justify="left")
-    for heading in ("figure", "found", "gate"):
-        table.add_column(heading, justify="left" if heading == "figure" else "right")
-    found = f"{parity.label_agreement:.4%} ({parity.differing_pixels} px differ)"
-    table.add_row("labels that agree", found, f">= {MIN_LABEL_AGREEMENT:.2%}")
-    table.add_row("max |dp|", f"{parity.max_abs:.2g}", f"<= {MAX_ABS:.0e}")
-    table.add_row("mean |dp|", f"{parity.mean_abs:.2g}", "")
-    for entry in parity.classes:
-        table.add_row(f"Dice {entry.name}", "not present" if entry.dice is None else f"{entry.dice:.6f}", "")
-    return table
+def _describe_variant(variant: Variant, result: ExportResult) -> dict[str, Any]:
+    file = result.files.get(variant.precision)
+    return {
+        "precision": variant.precision,
+        "file": file.name if file is not None and result.passed else None,
+        "parity": None if variant.parity is None else variant.parity.to_json(),
+        "operators": variant.operators,
+        "quantization": None if variant.quantization is None else variant.quantization.to_json(),
+        "card": to_json(variant.card),
+    }
 
 
 def hash_source(source: Path) -> str:

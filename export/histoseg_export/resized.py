@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoseg_export.retarget import accepts_tile
-from histoseg_export.tiles import cut_tiles
 
 if TYPE_CHECKING:
     from histoseg.arrays import Floats, Labels, Pixels
 
-IMAGES = 4
 LEAST_PX = 8
 NOTEWORTHY = 0.97
 """Agreement of labels below which a person is told."""
@@ -23,18 +21,17 @@ Predict = Callable[[Any, "Pixels"], "Floats"]
 
 
 def compare_sizes(
-    model: Any, fixed: Any, images: list[Pixels], predict: Predict, *, stride: int, halo: int, seed: int
+    model: Any, fixed: Any, images: Pixels, predict: Predict, *, stride: int, halo: int
 ) -> float | None:
     """Return on how many pixels a rebuilt network and its original agree, in the middle of what both see.
 
     Args:
         model: The network as loaded.
         fixed: The same, rebuilt for another tile.
-        images: What to look at.
+        images: What to look at: `(n, height, width, 3)` uint8, as large as the larger of both tiles.
         predict: Runs either.
         stride: Both tiles must lie on multiples of it.
         halo: How far borders reach; less is compared where that leaves nothing.
-        seed: Decides the places.
 
     Returns:
         A share of 0 to 1; `None` where the network takes tiles of any size as it is, or is too small to tell.
@@ -46,24 +43,22 @@ def compare_sizes(
     half = [min(pair) // 2 - max(min(pair) // 4, halo) for pair in zip(own, tile, strict=True)]
     if min(half) < LEAST_PX:
         return None
-    sides = (max(own[0], tile[0]), max(own[1], tile[1]))
-    cuts = cut_tiles(images, sides, IMAGES, seed=seed)
     first, second = (
-        _label_middle(network, cuts, size, half, predict, stride)
+        _label_middle(network, images, size, half, predict, stride)
         for network, size in ((model, own), (fixed, tile))
     )
     return float((first == second).mean())
 
 
 def _label_middle(
-    network: Any, cuts: Pixels, size: tuple[int, int], half: list[int], predict: Predict, stride: int
+    network: Any, images: Pixels, size: tuple[int, int], half: list[int], predict: Predict, stride: int
 ) -> Labels:
     """Return the labels around the middle of images, of which the network sees the middle part."""
-    middle_y, middle_x = cuts.shape[1] // 2, cuts.shape[2] // 2
+    middle_y, middle_x = images.shape[1] // 2, images.shape[2] // 2
     top, left = (
         (middle - side // 2) // stride * stride for middle, side in ((middle_y, size[1]), (middle_x, size[0]))
     )
-    labels = predict(network, cuts[:, top : top + size[1], left : left + size[0]]).argmax(axis=-1)
+    labels = predict(network, images[:, top : top + size[1], left : left + size[0]]).argmax(axis=-1)
     y, x = middle_y - top, middle_x - left
     found: Labels = labels[:, y - half[1] : y + half[1], x - half[0] : x + half[0]].astype(np.uint8)
     return found

@@ -59,31 +59,3 @@ def read_images(source: Path) -> list[Pixels]:
             )
         images.append(np.ascontiguousarray(values[..., ::-1], np.uint8))
     return images
-
-
-def cut_tiles(images: list[Pixels], tile: tuple[int, int], count: int, *, seed: int) -> Pixels:
-    """Cut tiles at random places, from one image after the other: of a few places the darkest, mostly tissue.
-
-    Args:
-        images: Uint8 RGB; those smaller than a tile are mirrored at their borders.
-        tile: Width and height.
-        count: How many tiles.
-        seed: Decides the places.
-
-    Returns:
-        `(count, height, width, 3)` uint8.
-    """
-    width, height = tile
-    rng = np.random.default_rng(seed)
-    tiles = np.empty((count, height, width, 3), np.uint8)
-    for index in range(count):
-        image = _enlarge(images[index % len(images)], tile)
-        places = rng.integers(0, (image.shape[0] - height + 1, image.shape[1] - width + 1), (CANDIDATES, 2))
-        cuts = [image[y : y + height, x : x + width] for y, x in places]
-        tiles[index] = min(cuts, key=lambda cut: float(cut.mean()))
-    return tiles
-
-
-def _enlarge(image: Pixels, tile: tuple[int, int]) -> Pixels:
-    missing = [(0, max(0, tile[1 - axis] - image.shape[axis])) for axis in (0, 1)]
-    return np.pad(image, [*missing, (0, 0)], mode="symmetric")

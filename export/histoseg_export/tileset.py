@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from histoseg.card import ModelCard
 
     Cut = tuple[Pixels, Labels | None]
+    Size = tuple[int, int]
 
 # a picture in these is never a slide; a TIFF may be either
 _PICTURES = frozenset(SUFFIXES) - {".tif", ".tiff"}
@@ -43,7 +44,9 @@ class TileSet:
     """Where they come from."""
 
 
-def open_tile_set(source: Path | None, card: ModelCard, count: int, *, seed: int) -> TileSet:
+def open_tile_set(
+    source: Path | None, card: ModelCard, count: int, *, seed: int, size: tuple[int, int] | None = None
+) -> TileSet:
     """Cut tiles from what a caller names.
 
     Args:
@@ -52,40 +55,41 @@ def open_tile_set(source: Path | None, card: ModelCard, count: int, *, seed: int
         card: The model's tile, um/px and classes.
         count: How many tiles.
         seed: Decides the places.
+        size: Width and height of the tiles, where they are not the model's.
 
     Raises:
         DataError: There is nothing to cut from, it cannot be read, or a mask holds a value that is no class.
         SlideError: The slide is damaged, or states no um/px, or is too coarse for the model.
     """
-    rng = np.random.default_rng(seed)
+    rng, size = np.random.default_rng(seed), size or card.patch_size_pixels
     if source is not None and (source / "images").is_dir() and (source / "masks").is_dir():
-        return _cut_samples(source, card, count, rng)
+        return _cut_samples(source, card, size, count, rng)
     if source is not None and source.is_file() and source.suffix.lower() not in _PICTURES:
         try:
-            return _cut_slide(source, card, count, rng)
+            return _cut_slide(source, card, size, count, rng)
         except SlideError:
             if source.suffix.lower() not in SUFFIXES:
                 raise
-    images, words = open_source(source, card.patch_size_pixels)
+    images, words = open_source(source, size)
     order = rng.permutation(len(images))
     chosen = [images[order[index % len(order)]] for index in range(count)]
-    tiles = np.stack([_cut(image, None, card.patch_size_pixels, rng)[0] for image in chosen])
+    tiles = np.stack([_cut(image, None, size, rng)[0] for image in chosen])
     return TileSet(tiles, None, words)
 
 
-def _cut_samples(folder: Path, card: ModelCard, count: int, rng: np.random.Generator) -> TileSet:
+def _cut_samples(folder: Path, card: ModelCard, size: Size, count: int, rng: np.random.Generator) -> TileSet:
     items = list_items(folder).items
     store = SampleStore(items, classes=len(card.class_names), spacing_um_px=card.spacing_um_px)
     chosen = [store[int(index)] for index in rng.permutation(len(store))[:count]]
     samples = [chosen[index % len(chosen)] for index in range(count)]
-    cuts = [_cut(sample.rgb, sample.labels, card.patch_size_pixels, rng) for sample in samples]
+    cuts = [_cut(sample.rgb, sample.labels, size, rng) for sample in samples]
     truth = np.stack([labels for _, labels in cuts if labels is not None])
     words = f"{folder.name}: {len(chosen)} images with masks"
     return TileSet(np.stack([tile for tile, _ in cuts]), truth, words)
 
 
-def _cut_slide(path: Path, card: ModelCard, count: int, rng: np.random.Generator) -> TileSet:
-    width, height = card.patch_size_pixels
+def _cut_slide(path: Path, card: ModelCard, size: Size, count: int, rng: np.random.Generator) -> TileSet:
+    width, height = size
     with open_slide(path, color_space=card.input.color_space) as slide:
         scale = plan_scale(slide, card.spacing_um_px, tolerance=card.spacing_tolerance)
         scaled, mask = ScaledSlide(slide, scale), find_tissue(slide).mask

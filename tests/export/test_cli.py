@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from time import perf_counter
 
 import pytest
@@ -51,7 +52,7 @@ def test_file_with_metadata_needs_no_flags(keras_files, tmp_path):
     with open_session(tmp_path / "model.onnx", provider="cpu") as session:
         assert session.card.class_names == ("background", "nucleus")
         assert session.card.provenance["normalization"] == "symmetric"
-    assert json.loads((tmp_path / "model.report.json").read_text())["parity"]["tiles"] == 16
+    assert json.loads((tmp_path / "model.report.json").read_text())["models"][0]["parity"]["tiles"] == 16
 
 
 def test_flags_describe_a_foreign_file(run_cli, keras_files, tmp_path):
@@ -102,6 +103,9 @@ def test_missing_file_and_missing_folder(run_cli, keras_files, tmp_path):
         ["m.keras", "--spacing", "-1"],
         ["m.keras", "-o", "m.pb"],
         ["m.keras", "--classes", "a=red"],
+        ["m.keras", "--precision", "int4"],
+        ["m.keras", "--precision", "int8"],
+        ["m.keras", "--fp32-labels", "2"],
     ],
 )
 def test_usage_errors_exit_2(words, run_cli):
@@ -127,10 +131,15 @@ def test_choices_are_those_of_the_library():
 
     from histoseg.card import Activation, ColorSpace
     from histoseg.transform import NORMALIZATIONS
+    from histoseg_export.gates import Gates
 
     assert set(cli.NORMALIZE) == set(NORMALIZATIONS)
     assert set(cli.ACTIVATIONS) == {"auto", *get_args(Activation)}
     assert set(cli.COLOR_SPACES) == set(get_args(ColorSpace))
+    gates = Gates()
+    assert {name: value for name, value, _ in cli.GATES} == {
+        field.name: getattr(gates, field.name) for field in fields(gates) if field.name != "labels_only"
+    }
 
 
 def test_weights_and_lambda_layers_take_files_of_the_callers(run_cli, tmp_path, keras_files):

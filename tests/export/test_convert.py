@@ -59,7 +59,7 @@ def test_graph_holds_no_leftovers(exported):
 
 
 def test_unet_keeps_only_its_own_operators(export_one):
-    counts = Counter(node.op_type for node in onnx.load(export_one("softmax").path).graph.node)
+    counts = Counter(node.op_type for node in onnx.load(export_one("softmax").target).graph.node)
     # cast, normalisation, batch norm and softmax are all folded
     assert counts == {
         "Transpose": 2, "Cast": 1, "Conv": 6, "Relu": 5, "MaxPool": 2, "ConvTranspose": 2, "Concat": 2,
@@ -68,7 +68,7 @@ def test_unet_keeps_only_its_own_operators(export_one):
 
 
 def test_nodes_carry_the_layers_names(export_one):
-    names = [node.name for node in onnx.load(export_one("softmax").path).graph.node]
+    names = [node.name for node in onnx.load(export_one("softmax").target).graph.node]
     assert {"down0_conv/Conv", "pool1/MaxPool", "up0/ConvTranspose", "dec0_conv/Conv"} <= set(names)
     assert len(set(names)) == len(names)
 
@@ -126,14 +126,14 @@ def test_exports_have_the_same_bytes(keras_files, tmp_path, monkeypatch, export_
         export_model(keras_files["softmax"], target, options)
         contents.append(target.read_bytes())
     assert contents[0] == contents[1]
-    graphs = [onnx.load_from_string(contents[0]).graph, onnx.load(export_one("softmax").path).graph]
+    graphs = [onnx.load_from_string(contents[0]).graph, onnx.load(export_one("softmax").target).graph]
     assert graphs[0] == graphs[1]
 
 
 def test_keras_and_h5_of_a_model_agree_on_every_pixel(export_one, noise):
     labels = []
     for name in ("softmax", "h5"):
-        with open_session(export_one(name).path, provider="cpu") as session:
+        with open_session(export_one(name).target, provider="cpu") as session:
             labels.append(session.run(noise).argmax(-1))
     assert (labels[0] == labels[1]).all()
     assert 0.2 < labels[0].mean() < 0.8

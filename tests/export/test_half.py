@@ -36,7 +36,7 @@ def types_of(model):
 
 @pytest.mark.parametrize("name", ["softmax", "logits", "sigmoid", "global", "sequential"])
 def test_labels_hold_and_the_interface_stays(name, export_one, noise):
-    model, card = load(export_one(name).path)
+    model, card = load(export_one(name).target)
     before = model.SerializeToString()
     half, half_card = to_half(model, card)
     assert model.SerializeToString() == before
@@ -56,7 +56,7 @@ def test_labels_hold_and_the_interface_stays(name, export_one, noise):
 
 @pytest.mark.parametrize("name", ["softmax", "global"])
 def test_convolutions_are_half_and_the_ends_are_not(name, export_one):
-    half, _ = to_half(*load(export_one(name).path))
+    half, _ = to_half(*load(export_one(name).target))
     types = types_of(half)
     for node in half.graph.node:
         if node.op_type in ("Conv", "ConvTranspose"):
@@ -102,7 +102,7 @@ def test_means_over_large_areas_do_not_overflow():
     ("value", "words"), [(np.inf, "not finite"), (np.nan, "not finite"), (2 * MAX_HALF, "at most 65504")]
 )
 def test_weights_that_do_not_fit_are_named(value, words, export_one):
-    model, card = load(export_one("softmax").path)
+    model, card = load(export_one("softmax").target)
     tensor = model.graph.initializer[2]
     values = numpy_helper.to_array(tensor).copy()
     values.flat[-1] = value

@@ -78,7 +78,7 @@ def test_lambda_of_a_saved_model_is_its_graph(tmp_path, keras_files):
     assert b"evil" in (path / "keras_metadata.pb").read_bytes()  # bytecode and all, never opened
     options = ExportOptions(spacing_um_px=0.5, activation="logits")
     result = export_model(path, tmp_path / "model.onnx", options)
-    assert result.parity.label_agreement == 1
+    assert result.parities[0].label_agreement == 1
     assert not witness.exists()
 
 
@@ -194,7 +194,7 @@ class Scale(module.layers.Layer):
     options = ExportOptions(spacing_um_px=0.5, activation="logits")
     load = LoadOptions(custom_objects=tmp_path / "own.py")
     result = export_model(path, tmp_path / "model.onnx", options, load=load)
-    assert result.parity.label_agreement == 1
+    assert result.parities[0].label_agreement == 1
 
 
 def test_layers_of_the_other_generation_are_named(tmp_path, keras_files):

@@ -21,6 +21,7 @@ from histoseg_export.fresh import run_fresh
 from histoseg_export.gates import Gates
 from histoseg_export.load import LoadOptions, load_model
 from histoseg_export.parity import Expected, compare, require_parity
+from histoseg_export.proofoptions import ProofOptions
 from histoseg_export.prooftable import build_proof_table
 from histoseg_export.prove import predict_source, prove_file
 from histoseg_export.tileset import TileSet
@@ -78,11 +79,11 @@ def test_parity_is_in_the_card_and_in_the_report(export_one):
     assert parity["label_agreement"] >= GATES.fp32_labels
     assert parity["off_ppm"] <= GATES.fp32_off_ppm
     assert [entry["name"] for entry in parity["classes"]] == ["background", "class_1", "class_2"]
-    report = json.loads(report_path(result.path).read_text())
+    report = json.loads(report_path(result.target).read_text())["models"][0]
     assert {**report["parity"], **json.loads(json.dumps(parity))} == report["parity"]
     assert "ms_per_tile" not in parity
     assert report["card"]["provenance"]["source_name"] == "logits.keras"
-    stored = {p.key: p.value for p in onnx.load(result.path).metadata_props}
+    stored = {p.key: p.value for p in onnx.load(result.target).metadata_props}
     assert list(stored) == ["histoseg"]
 
 
@@ -100,9 +101,10 @@ def test_wrong_activation_is_noticed(name, activation, keras_files, tmp_path):
 
 def test_tiles_may_be_real_images(keras_files, tmp_path, shared_data):
     images = shared_data / "nucls" / "images"
-    result = export.export_model(keras_files["softmax"], tmp_path / "model.onnx", OPTIONS, tiles=images)
-    assert "images: 10 images" in result.parity.source
-    assert np.isfinite(result.parity.mean_abs)
+    proof = ProofOptions(tiles=images)
+    result = export.export_model(keras_files["softmax"], tmp_path / "model.onnx", OPTIONS, proof=proof)
+    assert "images: 10 images" in result.parities[0].source
+    assert np.isfinite(result.parities[0].mean_abs)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,7 @@ def proof(keras_files, export_one, noise_tiles, tmp_path_factory):
     description = describe_model(load_model(source).model, None, OPTIONS)
     folder = tmp_path_factory.mktemp("proof")
     reference = predict_source(source, LoadOptions(), description, noise_tiles, folder)
-    return reference, export_one("softmax").path
+    return reference, export_one("softmax").target
 
 
 @pytest.fixture(scope="module")

@@ -167,7 +167,7 @@ def test_ranges_keep_the_image_and_end_where_a_sigmoid_saturates(nuclei, tnbc):
 
 @pytest.mark.parametrize("name", ["softmax", "logits", "sigmoid", "global", "sequential", "grey"])
 def test_every_kind_of_network_is_quantized(name, export_one, shared_data):
-    model, card = load(export_one(name).path)
+    model, card = load(export_one(name).target)
     tiles = open_tile_set(shared_data / "nucls" / "images", card, 12, seed=4)
     result, _, report = quantize(model, card, tiles, Gates(int8_labels=0, int8_dice_drop=1).pick("int8"))
     assert report.kernels.int8_convolutions == report.kernels.convolutions >= 3
@@ -181,8 +181,8 @@ def test_every_kind_of_network_is_quantized(name, export_one, shared_data):
 
 
 def test_normalisation_and_activation_stay_in_float(export_one):
-    nodes = {node.name: node.op_type for node in onnx.load(export_one("logits").path).graph.node}
-    in_float = find_float_nodes(Graph(onnx.load(export_one("logits").path).graph))
+    nodes = {node.name: node.op_type for node in onnx.load(export_one("logits").target).graph.node}
+    in_float = find_float_nodes(Graph(onnx.load(export_one("logits").target).graph))
     kinds = {nodes[name] for name in in_float}
     assert "Softmax" in kinds
     assert "Cast" in kinds

@@ -62,11 +62,11 @@ def test_a_saved_model_becomes_onnx(module, tmp_path):
     model = build(module)
     path = save(model, tmp_path / "model")
     result = export_model(path, tmp_path / "model.onnx", ExportOptions(tile=32, spacing_um_px=0.5))
-    assert result.parity.label_agreement == 1
+    assert result.parities[0].label_agreement == 1
     assert result.card.output.activation == "softmax"
     assert len(result.card.provenance["source_sha256"]) == 64
     noise = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    with open_session(result.path, provider="cpu") as session:
+    with open_session(result.target, provider="cpu") as session:
         found = session.run(noise)
     assert np.abs(found - model.predict(noise / np.float32(255), verbose=0)).max() < 1e-5
 

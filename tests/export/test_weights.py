@@ -86,7 +86,7 @@ def test_real_weights_convert_with_a_builder(module, tmp_path, shared_data):
     weights = shared_data / "models" / "leadingindia-liver-wsi-unet.h5"
     options, load = ExportOptions(spacing_um_px=0.5, tile=64), LoadOptions(builder=f"{path}:build")
     result = export_model(weights, tmp_path / "liver.onnx", options, load=load)
-    assert result.parity.label_agreement == 1
+    assert result.parities[0].label_agreement == 1
     assert "all 62 arrays of the file are in the network, and no others" in result.notes
 
 
