@@ -44,7 +44,7 @@ def models(folder: Path) -> dict[str, Path]:
         cv2.imwrite(str(data / "images" / f"{seed}.png"), rgb[..., ::-1])
         cv2.imwrite(str(data / "masks" / f"{seed}.png"), truth * np.uint8(255))
     model = folder / "model.keras"
-    run("histoseg-train", "fit", data, "-o", model, "--width", 4, "--depth", 2, "--patch", 96, "--epochs", 6,
+    run("histoseg-train", "fit", data, "-o", model, "--arch", "unet-w4-d2", "--patch", 96, "--epochs", 6,
         "--steps", 40, "--batch", 4, "--learning-rate", 0.01, "--no-color-augmentation", "--classes",
         "background=#ffffff,nucleus=#00a000")  # fmt: skip
     metadata = read_metadata(model)

@@ -140,7 +140,7 @@ def build(input_shape, names=("{first}", "{second}")):
 
 
 def test_architectures_of_this_project_are_built_by_name(tmp_path):
-    from histoseg_train.unet import UnetOptions, build_unet
+    from histoseg_train.architectures import UnetOptions, build_unet
 
     options = UnetOptions(width=4, depth=2, stem_stride=2, skip_width=3)
     model = fill(build_unet((None, None, 3), 3, options=options))

@@ -17,7 +17,7 @@ from histoseg_train.metadata import require_metadata
 
 MakeFolder = Callable[..., Path]
 
-TINY = shlex.split("--width=2 --depth=1 --patch=16 --batch=1 --steps=1 --epochs=1")
+TINY = shlex.split("--arch=unet-w2-d1 --patch=16 --batch=1 --steps=1 --epochs=1")
 
 
 def run(*words: object) -> Result:
@@ -76,10 +76,10 @@ def test_help_is_quick_and_loads_no_keras() -> None:
     [
         ["fit", "x"],
         ["fit", "x", "-o", "m.onnx"],
-        ["fit", "x", "-o", "m.keras", "--patch", "30", "--depth", "2"],
+        ["fit", "x", "-o", "m.keras", "--patch", "30", "--arch", "unet-d2"],
         ["fit", "x", "-o", "m.keras", "--classes", "one=#ffffff"],
         ["fit", "x", "-o", "m.keras", "--classes", "a=white,b=black"],
-        ["fit", "x", "-o", "m.keras", "--width", "16", "--max-width", "8"],
+        ["fit", "x", "-o", "m.keras", "--arch", "unet-w16-m8"],
         ["fit", "x", "-o", "m.keras", "--normalize", "zscore"],
         ["nonsense"],
     ],

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from histoseg.errors import DataError
+from histoseg_train.architectures import UnetOptions, build_unet
 from histoseg_train.dataset import find_dataset
 from histoseg_train.evaluate import evaluate_samples, predict_labels
 from histoseg_train.fit import fit_model
@@ -22,7 +23,6 @@ from histoseg_train.history import Epoch
 from histoseg_train.job import FitOptions, Job, PatchOptions, Target, open_store
 from histoseg_train.metadata import require_metadata
 from histoseg_train.modelfile import load_model
-from histoseg_train.unet import UnetOptions, build_unet
 
 MakeFolder = Callable[..., Path]
 
@@ -38,8 +38,8 @@ def job(make_folder: MakeFolder) -> Job:
         open_store(dataset.held_out, TARGET),
         TARGET,
         UnetOptions(width=2, depth=1),
-        PatchOptions(size=32, batch=2, steps=3),
-        FitOptions(epochs=2, learning_rate=0.01, seed=3),
+        patches=PatchOptions(size=32, batch=2, steps=3),
+        fit=FitOptions(epochs=2, learning_rate=0.01, seed=3),
         command="histoseg-train fit data",
     )
 
@@ -94,7 +94,7 @@ def test_the_same_seed_gives_the_same_weights_in_both_formats(job: Job, tmp_path
 def test_training_learns(job: Job, tmp_path: Path) -> None:
     longer = replace(
         job,
-        unet=UnetOptions(width=4, depth=2),
+        network=UnetOptions(width=4, depth=2),
         patches=replace(job.patches, steps=15),
         fit=replace(job.fit, epochs=4, learning_rate=0.02),
     )
@@ -133,7 +133,7 @@ def test_predictions_have_the_size_of_the_image(shape: tuple[int, int]) -> None:
 
 def test_a_killed_run_leaves_its_best_model(make_folder: MakeFolder, tmp_path: Path) -> None:
     folder, output = make_folder(4), tmp_path / "m.keras"
-    options = "--width=2 --depth=1 --patch=16 --batch=1 --steps=2 --epochs=99999 --patience=99999"
+    options = "--arch=unet-w2-d1 --patch=16 --batch=1 --steps=2 --epochs=99999 --patience=99999"
     command = [
         sys.executable,
         "-m",

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from histoseg_train.unet import UnetOptions, build_unet
+from histoseg_train.architectures import UnetOptions, build_unet
 
 VARIANTS = [
     UnetOptions(width=2, depth=1),

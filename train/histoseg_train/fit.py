@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from histoseg.errors import DataError
+from histoseg_train.architectures import build_architecture
 from histoseg_train.callbacks import BestCheckpoint, WarmUpCosine
 from histoseg_train.dataset import Dataset
 from histoseg_train.evaluate import Evaluation, evaluate_samples
@@ -19,14 +20,13 @@ from histoseg_train.losses import cross_entropy_dice_loss
 from histoseg_train.metadata import KerasMetadata
 from histoseg_train.modelfile import save_model
 from histoseg_train.patches import PatchBatches
-from histoseg_train.unet import build_unet
 
 # a card names this many held-out images of a source and counts the rest
 MAX_NAMES = 40
 
 
 def fit_model(job: Job, output: Path, *, report: Callable[[Epoch], None] = lambda _: None) -> Epoch:
-    """Train a U-Net and save the weights of its best epoch.
+    """Train a network and save the weights of its best epoch.
 
     The model file is replaced whenever an epoch is the best so far, so that a run that is interrupted leaves
     its best model. `<stem>.history.csv` and `<stem>.learning_curve.png` are written beside it.
@@ -44,7 +44,8 @@ def fit_model(job: Job, output: Path, *, report: Callable[[Epoch], None] = lambd
         OutputError: A file cannot be written.
     """
     keras.utils.set_random_seed(job.fit.seed)
-    model = build_unet((None, None, 3), len(job.target.class_names), options=job.unet)
+    classes = len(job.target.class_names)
+    model = build_architecture((None, None, 3), classes, options=job.network, weights=job.weights)
     checkpoint = BestCheckpoint(
         validate=lambda: _validate(model, job),
         keep=lambda epochs: save_model(model, output, describe(job, epochs)),
@@ -72,11 +73,11 @@ def describe(job: Job, epochs: list[Epoch]) -> KerasMetadata:
         "best_epoch": best.number,
         "seconds": round(epochs[-1].seconds),
         "seed": job.fit.seed,
-        "stride_multiple": job.unet.stride_multiple,
+        "stride_multiple": job.network.stride_multiple,
         "command": job.command,
     }
     return KerasMetadata(
-        architecture=job.unet.name,
+        architecture=job.network.name,
         class_names=job.target.class_names,
         class_colors=job.target.class_colors,
         spacing_um_px=job.target.spacing_um_px,
@@ -107,7 +108,7 @@ def _validate(model: Any, job: Job) -> Evaluation:
         job.held_out,
         classes=len(job.target.class_names),
         normalization=job.target.normalization,
-        stride_multiple=job.unet.stride_multiple,
+        stride_multiple=job.network.stride_multiple,
     )
 
 

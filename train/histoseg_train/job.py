@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from histoseg.transform import Normalization
+from histoseg_train.architectures import NetworkOptions, UnetOptions
 from histoseg_train.augment import AugmentOptions
 from histoseg_train.dataset import Dataset, Item
 from histoseg_train.images import SampleStore
-from histoseg_train.unet import UnetOptions
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ class Job:
     training: SampleStore
     held_out: SampleStore
     target: Target
-    unet: UnetOptions = field(default_factory=UnetOptions)
+    network: NetworkOptions = field(default_factory=UnetOptions)
+    weights: str | None = None
+    """Of the encoder, as for `build_architecture`."""
     patches: PatchOptions = field(default_factory=PatchOptions)
     fit: FitOptions = field(default_factory=FitOptions)
     command: str = ""

@@ -6,6 +6,15 @@ from histoseg_train.architectures.registry import (
     NetworkOptions,
     build_architecture,
     parse_architecture,
-)  # fmt: skip
+)
+from histoseg_train.architectures.unet import UnetOptions, build_unet
 
-__all__ = ["ARCHITECTURES", "Architecture", "NetworkOptions", "build_architecture", "parse_architecture"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "NetworkOptions",
+    "UnetOptions",
+    "build_architecture",
+    "build_unet",
+    "parse_architecture",
+]

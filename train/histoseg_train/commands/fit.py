@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import click
 from rich.console import Console
 
-from histoseg.errors import DataError, OutputError
+from histoseg.errors import DataError, OptionError, OutputError
 from histoseg.transform import Normalization
+from histoseg_train.architectures import ARCHITECTURES, NetworkOptions, parse_architecture
 from histoseg_train.augment import AugmentOptions
 from histoseg_train.commands.words import format_dice, import_keras, parse_classes
 from histoseg_train.dataset import find_dataset
 from histoseg_train.images import count_pixels
 from histoseg_train.job import FitOptions, Job, PatchOptions, Target, open_store
 from histoseg_train.metadata import SUFFIXES
-from histoseg_train.unet import UnetOptions
 
 if TYPE_CHECKING:
     from histoseg_train.history import Epoch
@@ -31,6 +31,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
 POSITIVE = click.FloatRange(0, min_open=True)
+
+
+def _parse_arch(context: click.Context, option: click.Parameter, value: str) -> NetworkOptions:
+    try:
+        return parse_architecture(value)
+    except OptionError as error:
+        raise click.UsageError(str(error), ctx=context) from error
+
 
 DATA_OPTIONS = (
     click.option("--root", type=PATH, help="Folder that the paths in a .toml file are relative to."),
@@ -61,20 +69,14 @@ DATA_OPTIONS = (
     ),
 )
 MODEL_OPTIONS = (
-    click.option("--width", default=16, type=click.IntRange(1), help="Filters of the first level."),
-    click.option("--depth", default=4, type=click.IntRange(1, 8), help="Levels below the first."),
-    click.option("--max-width", type=click.IntRange(1), help="The most filters any level may have."),
     click.option(
-        "--stem-stride",
-        default=1,
-        type=click.IntRange(1, 2),
-        help="2 works at half resolution inside: faster, a little coarser.",
+        "--arch",
+        default="unet-w16-d4",
+        callback=_parse_arch,
+        help=f"One of {', '.join(ARCHITECTURES)}, with its options behind it.",
     ),
     click.option(
-        "--skip-width",
-        default=0,
-        type=click.IntRange(0),
-        help="Filters of a full-resolution skip past a strided stem.",
+        "--weights", help="Of the encoder: imagenet, or an HDF5 file.  [default: random]", show_default=False
     ),
 )
 PATCH_OPTIONS = (
@@ -119,19 +121,19 @@ def add_options(command: Command) -> Command:
     return command
 
 
-@click.command(short_help="Train a U-Net on images and masks.", context_settings={"show_default": True})
+@click.command(short_help="Train a network on images and masks.", context_settings={"show_default": True})
 @click.argument("data", type=PATH)
 @click.option("-o", "--output", required=True, type=PATH, help="The model: a .keras or .h5 file.")
 @add_options
 def fit(data: Path, output: Path, **values: Any) -> None:
-    """Train a U-Net on DATA and save the model of its best epoch.
+    """Train a network on DATA and save the model of its best epoch.
 
     DATA is a folder with images/ and masks/ (and val/ with the same inside), paired by name, or a .toml file
     that lists several sources. Class names, colours, um/px and normalisation travel inside the saved model.
     """
-    unet, patches = _read_network(values)
+    patches = _read_patches(values)
     _check_output(output)
-    job = _prepare(data, values, unet, patches)
+    job = _prepare(data, values, patches)
     import_keras()
     from histoseg_train.fit import fit_model
 
@@ -140,20 +142,17 @@ def fit(data: Path, output: Path, **values: Any) -> None:
     click.echo(f"{output}: Dice {best.val_dice:.4f} of held-out images, epoch {best.number}")
 
 
-def _read_network(values: Mapping[str, Any]) -> tuple[UnetOptions, PatchOptions]:
-    """Return network and patches that fit each other, or end with a usage error."""
-    try:
-        unet = _pick(UnetOptions, values)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+def _read_patches(values: Mapping[str, Any]) -> PatchOptions:
+    """Return patches that fit the network, or end with a usage error."""
     augment = _pick(AugmentOptions, values)
     augment = augment if values["color_augmentation"] else augment.without_color()
-    patches = replace(_pick(PatchOptions, values), augment=augment)
-    if patches.size % unet.stride_multiple:
+    patches, network = replace(_pick(PatchOptions, values), augment=augment), values["arch"]
+    if patches.size % network.stride_multiple:
         raise click.UsageError(
-            f"--patch is {patches.size}, expected a multiple of {unet.stride_multiple}, the network's stride"
+            f"--patch is {patches.size}, expected a multiple of {network.stride_multiple}, "
+            f"the stride of {network.name}"
         )
-    return unet, patches
+    return patches
 
 
 def _check_output(output: Path) -> None:
@@ -165,7 +164,7 @@ def _check_output(output: Path) -> None:
         raise OutputError(f"{output.parent}: no such folder; create it first")
 
 
-def _prepare(data: Path, values: Mapping[str, Any], unet: UnetOptions, patches: PatchOptions) -> Job:
+def _prepare(data: Path, values: Mapping[str, Any], patches: PatchOptions) -> Job:
     """Find, read and check the data; Keras is not needed yet, so a mistake shows at once."""
     dataset = find_dataset(
         data,
@@ -185,7 +184,11 @@ def _prepare(data: Path, values: Mapping[str, Any], unet: UnetOptions, patches: 
             f"{data}: no training mask holds a pixel of '{absent[0]}'; see --classes, --mask-threshold"
         )
     command = shlex.join(["histoseg-train", *sys.argv[1:]])
-    return Job(dataset, training, held_out, target, unet, patches, _pick(FitOptions, values), command)
+    network = {"network": values["arch"], "weights": values["weights"]}
+    return Job(
+        dataset, training, held_out, target, patches=patches, fit=_pick(FitOptions, values),
+        command=command, **network,
+    )  # fmt: skip
 
 
 def _pick(cls: type[T], values: Mapping[str, Any]) -> T:
@@ -198,7 +201,7 @@ def _pick(cls: type[T], values: Mapping[str, Any]) -> T:
 def _reporting(job: Job) -> Iterator[Callable[[Epoch], None]]:
     """Show the epochs: one line each, and what is going on in between when a person watches."""
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{len(job.training)} images to train on, {len(job.held_out)} held out; {job.unet.name}")
+    console.print(f"{len(job.training)} images to train on, {len(job.held_out)} held out; {job.network.name}")
     with console.status("epoch 1") as status:
 
         def report(epoch: Epoch) -> None:
