@@ -213,8 +213,9 @@ def summarize(report: dict[str, Any], folder: Path) -> str:
     """Return the one line that a person reads about a finished slide."""
     background = report["model"]["background"]
     total = sum(entry["pixels"] for entry in report["classes"])
+    whole = "region" if report["options"]["roi"] else "slide"
     parts = [
-        f"{entry['name']} {100 * entry['pixels'] / total:.2f} % of the slide ({entry['area_mm2']:.3f} mm2)"
+        f"{entry['name']} {100 * entry['pixels'] / total:.2f} % of the {whole} ({entry['area_mm2']:.3f} mm2)"
         for entry in report["classes"]
         if entry["name"] != background
     ]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from types import FrameType
@@ -22,6 +23,9 @@ class Terminated(BaseException):
 def run_command(command: click.Command) -> NoReturn:
     """Run a click command and exit: no traceback for what a person can repair."""
     signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text at all
     try:
         code = command.main(standalone_mode=False)
     except click.ClickException as error:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import histoseg
 from histoseg.engine import Plan, iter_rows
 from histoseg.errors import SlideError
-from histoseg.folder import make_folder
+from histoseg.folder import REPORT_NAME, make_folder
 from histoseg.labeller import Labeller
 from histoseg.options import RunOptions, check_options
 from histoseg.outputs import LabelSink
@@ -33,7 +33,7 @@ from histoseg.truth import Truth, open_truth
 if TYPE_CHECKING:
     from histoseg.arrays import Labels
 
-REPORT_NAME = "report.json"
+OUTPUT_NAMES = ("labels.tif", "overlay.png", "tissue.png", REPORT_NAME)
 STAGES = ("read", "infer", "blend", "write")
 
 
@@ -80,7 +80,7 @@ def segment_slide(
         area = _enter_roi(stack, roi, scaled) if roi else None
         reference = _enter_truth(stack, truth, scaled, session) if truth else None
         tissue, plan = plan_run(scaled, session, options, area)
-        folder = stack.enter_context(make_folder(Path(out) / check_name(scaled.slide.name), REPORT_NAME))
+        folder = stack.enter_context(make_folder(Path(out) / check_name(scaled.slide.name), OUTPUT_NAMES))
         report = _describe(scaled, session, plan, tissue)
         given = {"truth": truth, "roi": roi}
         report["options"] = asdict(options) | {

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+from histoseg.card import Blend
 from histoseg.errors import OptionError
 
 if TYPE_CHECKING:
-    from histoseg.card import Blend
     from histoseg.session import Session
+
+MPP_RANGE = (0.001, 1000.0)
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ def check_options(options: RunOptions, session: Session) -> None:
     Raises:
         OptionError: The message names the option as the command line does.
     """
+    _check_values(options)
     tiling, side = session.card.tiling, min(session.card.patch_size_pixels)
     least, most = 2 * tiling.halo_px, side - tiling.stride_multiple
     if options.overlap_px is not None and not least <= options.overlap_px <= most:
@@ -49,7 +51,16 @@ def check_options(options: RunOptions, session: Session) -> None:
         raise OptionError(
             f"--threshold is for two classes, but the model has {len(session.card.class_names)} classes"
         )
+
+
+def _check_values(options: RunOptions) -> None:
+    """Refuse what fits no model."""
     if options.threshold is not None and not 0 < options.threshold < 1:
         raise OptionError(f"--threshold is {options.threshold}, expected between 0 and 1")
-    if options.mpp is not None and not 0 < options.mpp < math.inf:
-        raise OptionError(f"--mpp is {options.mpp}, expected um/px above 0")
+    if options.mpp is not None and not MPP_RANGE[0] <= options.mpp <= MPP_RANGE[1]:
+        raise OptionError(f"--mpp is {options.mpp:g}, expected {MPP_RANGE[0]:g} to {MPP_RANGE[1]:g} um/px")
+    if options.blend is not None and options.blend not in get_args(Blend):
+        raise OptionError(f"--blend is '{options.blend}', expected one of {', '.join(get_args(Blend))}")
+    for flag, value in (("--batch", options.batch_size), ("readers", options.readers)):
+        if value is not None and value < 1:
+            raise OptionError(f"{flag} is {value}, expected 1 or more")

@@ -60,6 +60,11 @@ def plan_scale(
             f"{slide.name}: the slide does not state its um/px, which the model needs "
             f"({spacing_um_px:g} um/px); give it with --mpp"
         )
+    if not all(0 < value < math.inf for value in l0_spacing):
+        raise SpacingError(
+            f"{slide.name}: the slide has {l0_spacing[0]:g} x {l0_spacing[1]:g} um/px, expected more than 0; "
+            "give it with --mpp"
+        )
     l0_per_m = [spacing_um_px / value for value in l0_spacing]
     if min(l0_per_m) < 1 - tolerance and not force:
         raise SpacingError(

@@ -62,14 +62,20 @@ class ArraySlide:
             raise SlideError(f"array is {rgb.dtype} {rgb.shape}, expected uint8 (height, width, 3)")
         self.name = name
         self.level_sizes = ((rgb.shape[1], rgb.shape[0]),)
-        pair = (spacing_um_px, spacing_um_px) if isinstance(spacing_um_px, int | float) else spacing_um_px
-        self.spacing_um_px = pair
+        self.spacing_um_px = _pair(spacing_um_px)
         self._rgb = rgb
 
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
         """Return a view of the region."""
         assert level == 0
         return self._rgb[y : y + height, x : x + width]
+
+
+def _pair(spacing: float | tuple[float, float] | None) -> tuple[float, float] | None:
+    if spacing is None:
+        return None
+    x, y = spacing if isinstance(spacing, tuple) else (spacing, spacing)
+    return float(x), float(y)
 
 
 def open_slide(path: str | Path, *, color_space: ColorSpace = "device") -> FileSlide:

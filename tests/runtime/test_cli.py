@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -286,3 +287,29 @@ def test_clashing_and_missing_names_are_refused(tmp_path: Path) -> None:
         expand_slides(())
     with pytest.raises(SlideError, match="no file matches"):
         expand_slides((str(tmp_path / "*.svs"),))
+
+
+def test_a_name_that_is_no_text_stops_nothing(
+    run_command: Callable, models: Path, small_slide: Path, tmp_path: Path
+) -> None:
+    odd = tmp_path / os.fsdecode(b"b\xe9d.tif")
+    try:
+        shutil.copy(small_slide, odd)
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    model = models / "threshold.onnx"
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}
+    finished = run_command("histoseg-run", odd, small_slide, "-o", tmp_path / "out", "-m", model, env=strict)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert r"b\udce9d.tif" in finished.stdout
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_the_share_is_that_of_the_region(run, small_slide: Path, tmp_path: Path) -> None:
+    corners = [[0, 0], [0, 64], [64, 64], [64, 0], [0, 0]]
+    shape = {"type": "Polygon", "coordinates": [corners]}
+    (tmp_path / "roi.geojson").write_text(
+        json.dumps({"type": "Feature", "properties": {}, "geometry": shape})
+    )
+    assert " % of the slide (" in run(small_slide, "-o", "whole").stdout
+    assert " % of the region (" in run(small_slide, "-o", "part", "--roi", "roi.geojson").stdout

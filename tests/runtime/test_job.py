@@ -409,6 +409,10 @@ def test_a_result_moved_aside_by_a_killed_run_is_not_lost(tmp_path: Path, open_m
         (RunOptions(mpp=float("nan")), "--mpp"),
         (RunOptions(mpp=0.0), "--mpp"),
         (RunOptions(mpp=float("inf"), allow_coarse=True), "--mpp"),
+        (RunOptions(mpp=1e-300), "--mpp is 1e-300, expected 0.001 to 1000"),
+        (RunOptions(blend="hann"), "--blend is 'hann', expected one of"),  # type: ignore[arg-type]
+        (RunOptions(batch_size=-1), "--batch is -1, expected 1 or more"),
+        (RunOptions(readers=0), "readers is 0, expected 1 or more"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_anything_is_written(

@@ -231,3 +231,15 @@ def test_force_enlarges_a_coarse_slide() -> None:
     scaled = see(ArraySlide(rgb, 1.0), force=True)
     assert scaled.m_size == (12, 10)
     np.testing.assert_array_equal(scaled.read(0, 0, 12, 10), rgb.repeat(2, axis=0).repeat(2, axis=1))
+
+
+@pytest.mark.parametrize("spacing", [0.0, -0.5, float("nan"), float("inf"), (0.5, 0.0)])
+def test_a_spacing_that_is_none_is_refused(spacing) -> None:
+    slide = ArraySlide(np.zeros((8, 8, 3), np.uint8), spacing)
+    with pytest.raises(SpacingError, match=r"expected more than 0; give it with --mpp"):
+        plan_scale(slide, 0.5, tolerance=0.05)
+
+
+def test_a_spacing_may_be_of_any_real_type() -> None:
+    slide = ArraySlide(np.zeros((8, 8, 3), np.uint8), np.float32(0.5))
+    assert slide.spacing_um_px == (0.5, 0.5)
