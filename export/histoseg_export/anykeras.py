@@ -54,9 +54,34 @@ def maker_of(tensor: Any) -> Any:
     return history.operation if hasattr(history, "operation") else history.layer
 
 
+def iter_tensors(model: Any) -> Iterator[Any]:
+    """Yield the symbolic tensors that a model's outputs are made of, as they are in this model."""
+    waiting, seen = list(model.outputs), set[int]()
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield tensor
+            node = maker_of(tensor)._inbound_nodes[tensor._keras_history.node_index]
+            waiting += node.keras_inputs if hasattr(node, "keras_inputs") else node.input_tensors
+
+
 def source_of(layer: Any) -> Any:
     """Return the one symbolic tensor that a layer takes; `None` where it takes several."""
     return None if isinstance(layer.input, list | tuple | dict) else layer.input
+
+
+def image_size(model: Any) -> tuple[int | None, int | None]:
+    """Return height and width of the input, whatever its layout."""
+    shape = model.inputs[0].shape
+    height, width = shape[2:] if is_channels_first(model) else shape[1:3]
+    return height, width
+
+
+def is_channels_first(model: Any) -> bool:
+    """Tell whether a model takes images with their channels before height and width."""
+    shape = model.inputs[0].shape
+    return shape[3] not in (1, 3) and shape[1] in (1, 3)
 
 
 def words_of(shape: Any) -> str:

@@ -38,6 +38,11 @@ _PASSIVE = frozenset(
 )
 # what a last activation makes of values, where its name is none of a card's
 _SYNONYMS: dict[str, Activation] = {"linear": "logits", "hard_sigmoid": "sigmoid"}
+_SAY_ACTIVATION = "say what its output is with --activation, or take an earlier layer's with --output"
+# for activations whose labels are known
+_ADVICE = {
+    "tanh": "--activation logits takes 0 for the border between two classes, the highest value of several",
+}
 _LINEAR_LAYERS = ("Add", "BatchNormalization", "Conv", "Dense", "DepthwiseConv", "SeparableConv")
 
 
@@ -172,13 +177,20 @@ def detect_activation(model: Any) -> str:
     Returns:
         `softmax`, `sigmoid`, `logits`; or the name of another activation, empty when there is no telling.
     """
-    tensor = model.outputs[0]
+    return find_activation(model.outputs[0])
+
+
+def find_activation(tensor: Any) -> str:
+    """Return what the values of a symbolic tensor are, in the words of `detect_activation`."""
     while True:
         layer = maker_of(tensor)
         if is_model(layer):
             tensor = layer.outputs[0]
         elif _is_passive(layer):
             tensor = source_of(layer)
+        elif type(layer).__name__ == "Average":  # of probabilities, it gives probabilities
+            found = {find_activation(item) for item in layer.input}
+            return found.pop() if len(found) == 1 else ""
         else:
             name = _activation_name(layer)
             return _SYNONYMS.get(name, name)
@@ -239,6 +251,11 @@ def _choose_activation(
     if options.activation != "auto":
         return options.activation, False
     name = detect_activation(model)
+    if name == "softmax" and channels == 1:
+        raise ModelError(
+            "the network ends in softmax over one channel, which is 1 everywhere, expected sigmoid, or a "
+            "channel for the background, too; train it again"
+        )
     if name in get_args(Activation):
         return name, False  # type: ignore[return-value]
     if name == "relu" and channels == 1:
@@ -250,7 +267,7 @@ def _choose_activation(
     layer = maker_of(model.outputs[0])
     raise ModelError(
         f"the last layer '{layer.name}' ({type(layer).__name__}) gives {name or 'an unknown activation'}, "
-        "expected softmax, sigmoid or linear; say what its output is with --activation"
+        f"expected softmax, sigmoid or linear; {_ADVICE.get(name, _SAY_ACTIVATION)}"
     )
 
 

@@ -23,15 +23,23 @@ from histoseg_export.describe import (
     read_own_metadata,
 )
 from histoseg_export.load import LoadOptions, load_model
+from histoseg_export.parity import run_singly
 from histoseg_export.probe import Measurement, explain_measurement, measure_tiling, plan_tiling
 from histoseg_export.proofoptions import ProofOptions
-from histoseg_export.prove import predict_reference, predict_source, require_parity
+from histoseg_export.prove import measure_floor, predict_reference, predict_source, require_parity
 from histoseg_export.report import ExportResult, describe_provenance, write_report
 from histoseg_export.resized import compare_sizes, explain_resizing
 from histoseg_export.retarget import accepts_tile, fix_size
 from histoseg_export.strides import read_stride
 from histoseg_export.tileset import open_tile_set
-from histoseg_export.variants import Variant, make_variant, pack_variant, prove_variant
+from histoseg_export.variants import (
+    Variant,
+    explain_floor,
+    judge_again,
+    make_variant,
+    pack_variant,
+    prove_variant,
+)
 
 if TYPE_CHECKING:
     from histoseg.arrays import Pixels
@@ -130,6 +138,9 @@ def _make_files(
     on_step("proving fp32")
     fp32 = prove_variant(fp32, reference, proof.gates.pick("fp32"), folder)
     if not fp32.passed:
+        on_step("measuring how the Keras model itself rounds")
+        fp32 = judge_again(fp32, measure_floor(read.path, read.load, read.description, reference))
+    if not fp32.passed:
         return (fp32,), None, read.description.notes
     on_step("measuring halo and stride")
     fp32, measured, notes = _measure(read, fp32, proof, folder)
@@ -151,7 +162,8 @@ def _measure(
     count = min(max(PROBE_PIXELS // (tile[0] * tile[1]), PROBE_IMAGES[0]), PROBE_IMAGES[1])
     cuts, words = _cut(proof, fp32.card, wide, count, seed=SEED + 1)
     with open_session(folder / "fp32.onnx", provider="cpu") as session:
-        measured = measure_tiling(session.run, cuts, tile=tile, graph_stride=read_stride(fp32.model))
+        run = partial(run_singly, session.run)
+        measured = measure_tiling(run, cuts, tile=tile, graph_stride=read_stride(fp32.model))
     resized = None if accepts_tile(read.model, tile) else _compare_own_size(read, fp32, measured, proof)
     card = replace(
         fp32.card,
@@ -163,6 +175,7 @@ def _measure(
     )
     notes = (
         *read.description.notes,
+        *explain_floor(fp32),
         *explain_resizing(resized, tile),
         *explain_measurement(measured, card),
     )

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histoseg.errors import ModelError
 from histoseg_export.freeze import freeze_graph
+from histoseg_train.kerasfile import summarize_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,7 +40,7 @@ def explain_own_scaling(model: Any, tile: tuple[int, int]) -> str | None:
         Words such as `divides them by 255`; `None` where it does nothing that only bytes need.
 
     Raises:
-        ModelError: The network does not take such tiles.
+        ModelError: The network does not take such tiles, or cannot be run.
     """
     dtype = str(getattr(model.inputs[0].dtype, "name", model.inputs[0].dtype))
     if "int" in dtype:
@@ -49,7 +51,13 @@ def explain_own_scaling(model: Any, tile: tuple[int, int]) -> str | None:
 
     fixed = fix_size(model, tile) if None in model.inputs[0].shape[1:] else model
     spec = tf.TensorSpec((None, *fixed.inputs[0].shape[1:]), tf.float32)
-    frozen = freeze_graph(lambda image: fixed(image, training=False), spec)
+    try:
+        frozen = freeze_graph(lambda image: fixed(image, training=False), spec)
+    except Exception as error:  # layers raise what they like
+        raise ModelError(
+            f"the network cannot be run ({summarize_error(error)}), expected one that Keras itself can "
+            "predict with; run it there first"
+        ) from error
     slope, shift = _read_line(frozen.graph, _node_of(frozen.image))
     crossing = -shift / slope if slope else 0.0
     if crossing > LOW_RANGE:
@@ -108,14 +116,24 @@ def _constant(graph: Any, name: str) -> NDArray[Any] | None:
 
 
 def _before(graph: Any, name: str) -> list[Any]:
-    """Return a node and all that it depends on."""
+    """Return copies of a node and of all whose values it depends on, without what only comes before."""
     nodes, found, waiting = {node.name: node for node in graph.node}, dict[str, Any](), [name]
     while waiting:
         current = waiting.pop()
         if current not in found:
-            found[current] = nodes[current]
-            waiting += [_node_of(value.lstrip("^")) for value in nodes[current].input]
+            found[current] = _drop_control(nodes[current])
+            waiting += _data_inputs(nodes[current])
     return list(found.values())
+
+
+def _drop_control(node: Any) -> Any:
+    """Return a copy of a node that waits for no other: in a SavedModel constants wait for the image."""
+    copy = type(node)()
+    copy.CopyFrom(node)
+    kept = [name for name in node.input if not name.startswith("^")]
+    del copy.input[:]
+    copy.input.extend(kept)
+    return copy
 
 
 def _node_of(tensor: str) -> str:

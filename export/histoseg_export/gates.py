@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from histoseg.errors import OptionError
@@ -26,6 +26,36 @@ class Gate:
     """Elements of a million that may be off by more than `TOLERANCE`."""
     max_dice_drop: float | None = None
     """How far the Dice of any class may fall, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Floor:
+    """How far the source model is from itself when its images change by rounding alone.
+
+    No file can be closer to it than that. Networks in which a comparison decides where values go, as the
+    pooling indices of SegNet, turn on near-ties, and what a rounding error moves spreads from there.
+    """
+
+    label_agreement: float
+    off_ppm: float
+    mean_abs: float
+
+
+FLOOR_FACTOR = 3.0
+"""A file may differ by so much more than its source does from itself: it rounds in every layer."""
+LEAST_LABELS = 0.999
+"""No floor lowers the gate of labels below this."""
+
+
+def relax_gate(gate: Gate, floor: Floor) -> Gate:
+    """Return the gate for a model that rounding alone changes by `floor`."""
+    labels = max(LEAST_LABELS, 1 - FLOOR_FACTOR * (1 - floor.label_agreement))
+    off = gate.max_off_ppm
+    return replace(
+        gate,
+        min_labels=min(gate.min_labels, labels),
+        max_off_ppm=None if off is None else max(off, min(PPM, FLOOR_FACTOR * floor.off_ppm)),
+    )
 
 
 @dataclass(frozen=True)

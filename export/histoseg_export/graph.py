@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import GraphProto, NodeProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, NodeProto, helper, numpy_helper
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +35,7 @@ class Graph:
 
     def consumers(self, value: str) -> list[NodeProto]:
         """Return the nodes that use `value`."""
-        return [node for node in self.nodes if value in node.input]
+        return [node for node in self.nodes if value in iter_used(node)]
 
     def follower(self, node: NodeProto) -> NodeProto | None:
         """Return the one node that uses `node`'s output; `None` when others see it, too."""
@@ -57,9 +58,7 @@ class Graph:
     def rewire(self, old: str, new: str) -> None:
         """Make every user of `old` use `new`."""
         for user in self.nodes:
-            for index, name in enumerate(user.input):
-                if name == old:
-                    user.input[index] = new
+            rename_inputs(user, {old: new})
 
     def swap(self, first: NodeProto, second: NodeProto) -> None:
         """Exchange two neighbours: `second` alone uses `first`'s output, each as its data input."""
@@ -76,7 +75,8 @@ class Graph:
         del self._proto.node[:]
         self._proto.node.extend(self.nodes)
         del self._proto.initializer[:]
-        used = dict.fromkeys(name for node in self.nodes for name in node.input if name in self.constants)
+        names = (name for node in self.nodes for name in iter_used(node))
+        used = dict.fromkeys(name for name in names if name in self.constants)
         self._proto.initializer.extend(numpy_helper.from_array(self.constants[name], name) for name in used)
         del self._proto.value_info[:]  # shapes inside are inferred again by who needs them
 
@@ -85,8 +85,24 @@ class Graph:
         for node in reversed(self.nodes):
             if wanted.intersection(node.output):
                 kept.append(node)
-                wanted.update(node.input)
+                wanted.update(iter_used(node))
         self.nodes = kept[::-1]
+
+
+def iter_used(node: NodeProto) -> Iterator[str]:
+    """Yield the values that a node uses, and all that the body of a loop or branch uses."""
+    yield from node.input
+    for body in _iter_bodies(node):
+        for inner in body.node:
+            yield from iter_used(inner)
+
+
+def rename_inputs(node: NodeProto, names: Mapping[str, str]) -> None:
+    """Make a node, and the bodies in it, use other values; what `names` does not hold stays."""
+    node.input[:] = [names.get(name, name) for name in node.input]
+    for body in _iter_bodies(node):
+        for inner in body.node:
+            rename_inputs(inner, names)
 
 
 def data_input(node: NodeProto, graph: Graph) -> str:
@@ -115,6 +131,10 @@ def per_channel(values: NDArray[Any], channels: int) -> NDArray[Any] | None:
     if shape[0] != 1 or shape[1] not in (1, channels) or shape[2:] != (1, 1):
         return None
     return np.broadcast_to(values.reshape(-1), (channels,))
+
+
+def _iter_bodies(node: NodeProto) -> Iterator[GraphProto]:
+    return (item.g for item in node.attribute if item.type == AttributeProto.GRAPH)
 
 
 def _position(node: NodeProto, value: str) -> int:

@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 
 from histoseg.errors import ModelError
-from histoseg_export.anykeras import CHANNELS_LAST, keras_of, maker_of, source_of, words_of
+from histoseg_export.anykeras import (
+    CHANNELS_LAST,
+    image_size,
+    is_channels_first,
+    iter_tensors,
+    keras_of,
+    maker_of,
+    words_of,
+)
+from histoseg_export.loaders.flat import explain_flat
 from histoseg_export.loaders.keras3 import load_with_keras
 from histoseg_export.loaders.savedmodel import load_saved_model
 from histoseg_export.loaders.source import (
@@ -69,16 +78,19 @@ def load_model(path: Path, options: LoadOptions | None = None) -> LoadedModel:
             is no segmentation model; the message names which.
         OptionError: An option does not fit the file, or a file of the caller's cannot be used.
     """
-    import_tensorflow()
     options = options or LoadOptions()
-    source = read_source(path)
+    source = read_source(path)  # before TensorFlow, which takes seconds: many files are refused here
+    import_tensorflow()
     loaded = _load_first(source, options)
     # a SavedModel's graph was cut to one output already
-    model = choose_output(path, loaded.model, None if source.kind == "savedmodel" else options.output)
+    output = None if source.kind == "savedmodel" else options.output
+    model = choose_output(path, loaded.model, output)
     check_segmentation(path, model)
     check_weights(path, model)
     notes = loaded.notes
-    if _is_channels_first(model):
+    if output is not None and output not in _name_outputs(loaded.model):
+        notes += (f"the network ends at its layer '{output}': what follows in the file is left out",)
+    if is_channels_first(model):
         model = _to_channels_last(model)
         notes += ("the network keeps channels first: images are transposed on its way in and out",)
     return replace(loaded, model=model, notes=notes)
@@ -103,8 +115,7 @@ def choose_output(path: Path, model: Any, name: str | None) -> Any:
     if len(model.inputs) != 1:
         names = ", ".join(tensor.name for tensor in model.inputs)
         raise ModelError(f"{path}: has {len(model.inputs)} inputs ({names}), expected one, the image")
-    keys = getattr(model, "output_names", None) or [maker_of(tensor).name for tensor in model.outputs]
-    outputs = dict(zip(keys, model.outputs, strict=True))
+    outputs = _name_outputs(model)
     words = ", ".join(f"'{key}' {words_of(tensor.shape)}" for key, tensor in outputs.items())
     if name is None and len(outputs) > 1:
         raise ModelError(
@@ -112,11 +123,25 @@ def choose_output(path: Path, model: Any, name: str | None) -> Any:
         )
     chosen = next(iter(outputs.values())) if name is None else outputs.get(name)
     if chosen is None:
-        layer = next((layer for layer in model.layers if layer.name == name), None)
-        chosen = getattr(layer, "output", None)
-    if chosen is None or isinstance(chosen, list | tuple | dict):
+        chosen = _find_result(model, name)
+    if chosen is None:
         raise ModelError(f"{path}: has no output or layer '{name}' with one result, expected one of {words}")
     return keras_of(model).Model(model.inputs[0], chosen, name=model.name)
+
+
+def _find_result(model: Any, name: str | None) -> Any:
+    """Return the one tensor that a layer gives on the way to an output; `None` without, or of several."""
+    found = [tensor for tensor in iter_tensors(model) if maker_of(tensor).name == name]
+    return found[0] if len(found) == 1 else None
+
+
+def _name_outputs(model: Any) -> dict[str, Any]:
+    """Return a model's outputs by the names that its author gave them: keys, or else names of layers."""
+    given = getattr(model, "output", None)
+    if isinstance(given, dict) and all(hasattr(tensor, "shape") for tensor in given.values()):
+        return dict(given)
+    keys = getattr(model, "output_names", None) or [maker_of(tensor).name for tensor in model.outputs]
+    return dict(zip(keys, model.outputs, strict=True))
 
 
 def check_segmentation(path: Path, model: Any) -> None:
@@ -138,8 +163,8 @@ def check_segmentation(path: Path, model: Any) -> None:
             f"{path}: its input has shape {words_of(shape)}, expected 3 channels (RGB) or 1 (grey)"
         )
     if len(found) != 4:
-        raise ModelError(f"{path}: its output has shape {words_of(found)}: {_explain_flat(model)}")
-    if found[1 if _is_channels_first(model) else 3] is None:
+        raise ModelError(f"{path}: its output has shape {words_of(found)}: {explain_flat(model)}")
+    if found[1 if _gives_channels_first(model) else 3] is None:
         raise ModelError(f"{path}: its output has an unknown number of channels, expected one for each class")
 
 
@@ -171,37 +196,18 @@ def _load_first(source: Source, options: LoadOptions) -> LoadedModel:
     )
 
 
-def _explain_flat(model: Any) -> str:
-    """Say what a model without a map gives, and where its last map is."""
-    tensor = model.outputs[0]
-    _, height, width, _ = model.inputs[0].shape
-    pixels = None if None in (height, width) else height * width
-    flat = len(tensor.shape) > 1 and pixels is not None and tensor.shape[1] == pixels
-    kind = "a map of which the rows were joined" if flat else "a classifier's, or flat"
-    while len(tensor.shape) != 4:
-        layer = maker_of(tensor)
-        tensor = source_of(layer)
-        if tensor is None:
-            return f"{kind}, expected a map, (batch, height, width, classes)"
-    name = maker_of(tensor).name
-    if not flat or tensor is model.inputs[0] or tuple(tensor.shape[1:3]) != (height, width):
-        return f"{kind}, expected a map, (batch, height, width, classes): not a segmentation model"
-    return (
-        f"{kind}, expected (batch, height, width, classes); --output {name} takes the map before that, "
-        f"{words_of(tensor.shape)}"
-    )
-
-
-def _is_channels_first(model: Any) -> bool:
-    shape = model.inputs[0].shape
-    return shape[3] not in (1, 3) and shape[1] in (1, 3)
+def _gives_channels_first(model: Any) -> bool:
+    """Tell whether the output of a model, whose input keeps its channels first, does so, too."""
+    size, shape = image_size(model), tuple(model.outputs[0].shape[1:])
+    return is_channels_first(model) and (shape[1:] == size or shape[:2] != size)
 
 
 def _to_channels_last(model: Any) -> Any:
-    """Return a channels-first model between two transpositions."""
+    """Return a channels-first model between two transpositions; one, where it ends channels last."""
     module = keras_of(model)
     _, channels, height, width = model.inputs[0].shape
     image = module.Input((height, width, channels))
-    maps = model(module.layers.Permute((3, 1, 2), name="to_channels_first")(image))
-    result = module.layers.Permute((2, 3, 1), name=CHANNELS_LAST)(maps)
+    result = model(module.layers.Permute((3, 1, 2), name="to_channels_first")(image))
+    if _gives_channels_first(model):
+        result = module.layers.Permute((2, 3, 1), name=CHANNELS_LAST)(result)
     return module.Model(image, result, name=model.name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from onnx import NodeProto
 
 from histoseg_export.describe import INPUT_NAME, OUTPUT_NAME
-from histoseg_export.graph import Graph
+from histoseg_export.graph import Graph, iter_used, rename_inputs
 
 LAYER_MARK = "."
 """Ends a layer's name while it is traced: TensorFlow appends numbers that look like part of the name."""
@@ -27,11 +27,11 @@ def rename_graph(graph: Graph) -> None:
         node.doc_string = ""
         for index, value in enumerate(node.output):
             values.setdefault(value, f"{node.name}:{index}")
-        for index, value in enumerate(node.input):
+        for index, value in enumerate(iter_used(node)):
             if value in graph.constants and value not in values:
                 values[value] = _unique(f"{node.name}.{index}", taken)
     for node in graph.nodes:
-        node.input[:] = [values[name] for name in node.input]
+        rename_inputs(node, values)
         node.output[:] = [values[name] for name in node.output]
     graph.constants = {values[old]: array for old, array in graph.constants.items() if old in values}
     graph.input, graph.output = INPUT_NAME, OUTPUT_NAME

@@ -13,7 +13,7 @@ import numpy as np
 from histoseg.errors import ParityError
 from histoseg.score import count_confusion
 from histoseg.truth import NO_CLASS
-from histoseg_export.gates import PPM, TOLERANCE, Gate, flag_of
+from histoseg_export.gates import PPM, TOLERANCE, Floor, Gate, flag_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,6 +71,8 @@ class Parity:
     """Milliseconds for a tile on this machine's CPU; the median batch."""
     source_ms_per_tile: float | None = None
     """The same for the source model."""
+    floor: Floor | None = None
+    """Measured where the gate did not hold without; the gate is then the relaxed one."""
 
     @property
     def dice_drop(self) -> float | None:
@@ -268,6 +270,11 @@ def iter_batches(count: int) -> Iterator[slice]:
     """Yield slices of at most `BATCH`."""
     for start in range(0, count, BATCH):
         yield slice(start, min(start + BATCH, count))
+
+
+def run_singly(run: Callable[[Pixels], Floats], tiles: Pixels) -> Floats:
+    """Run tile after tile: many large ones at once would not fit into memory."""
+    return np.concatenate([run(np.ascontiguousarray(tile[None])) for tile in tiles])
 
 
 def middle_ms(seconds: list[float]) -> float:

@@ -19,16 +19,19 @@ from histoseg.card import METADATA_KEY, ModelCard, card_from_text, card_to_text
 from histoseg.errors import ModelError
 from histoseg_export.convert import to_reference_input
 from histoseg_export.fresh import run_fresh
+from histoseg_export.gates import Floor, Gate
 from histoseg_export.parity import Expected, Parity, compare, iter_batches, middle_ms, require_parity
 
 if TYPE_CHECKING:
     from histoseg.arrays import Floats, Pixels
     from histoseg_export.describe import Description
-    from histoseg_export.gates import Gate
     from histoseg_export.load import LoadOptions
     from histoseg_export.tileset import TileSet
 
-__all__ = ["Parity", "Reference", "predict_source", "prove_file", "require_parity"]
+__all__ = ["Parity", "Reference", "measure_floor", "predict_source", "prove_file", "require_parity"]
+
+ONE_ULP = 1 + 2.0**-23
+"""Multiplies a float32 by what rounding may change it."""
 
 _TILES, _TRUTH, _PROBABILITIES = "tiles.npy", "truth.npy", "probabilities.npy"
 
@@ -78,13 +81,7 @@ def write_probabilities(
     reference: Reference, source: Path, load: LoadOptions, description: Description
 ) -> Reference:
     """Load a Keras file and leave its probabilities in the reference's folder; `run_fresh` calls this."""
-    from histoseg_export.load import load_model
-    from histoseg_export.retarget import accepts_tile, fix_size
-
-    model = load_model(source, load).model
-    words = "keras"
-    if not accepts_tile(model, description.tile):
-        model, words = fix_size(model, description.tile), "keras, rebuilt for this tile"
+    model, words = _load_source(source, load, description)
     tiles = _map(reference.folder / _TILES)
     shape = (*tiles.shape[:3], len(description.class_names))
     values = np.lib.format.open_memmap(reference.folder / _PROBABILITIES, "w+", np.float32, shape)
@@ -95,6 +92,45 @@ def write_probabilities(
         seconds.append((perf_counter() - begin) / len(tiles[batch]))
     values.flush()
     return replace(reference, words=words, ms_per_tile=middle_ms(seconds))
+
+
+def measure_floor(source: Path, load: LoadOptions, description: Description, reference: Reference) -> Floor:
+    """Run the Keras model again in a fresh process, on images changed by rounding alone.
+
+    Args:
+        source: The Keras file.
+        load: How it is read.
+        description: What the model is.
+        reference: What `predict_source` returned.
+
+    Raises:
+        ModelError: The model cannot be loaded.
+    """
+    return run_fresh(compare_with_itself, reference, source, load, description)
+
+
+def compare_with_itself(
+    reference: Reference, source: Path, load: LoadOptions, description: Description
+) -> Floor:
+    """Do what `measure_floor` says, in this process."""
+    model, _ = _load_source(source, load, description)
+    found = compare(
+        lambda tiles: predict_reference(model, tiles, description, scale=ONE_ULP),
+        reference.open(),
+        Gate("fp32", min_labels=0),
+    )
+    return Floor(found.label_agreement, found.off_ppm, found.mean_abs)
+
+
+def _load_source(source: Path, load: LoadOptions, description: Description) -> tuple[Any, str]:
+    """Return the Keras model for the description's tile, and words for it."""
+    from histoseg_export.load import load_model
+    from histoseg_export.retarget import accepts_tile, fix_size
+
+    model = load_model(source, load).model
+    if accepts_tile(model, description.tile):
+        return model, "keras"
+    return fix_size(model, description.tile), "keras, rebuilt for this tile"
 
 
 def prove_file(path: Path, reference: Reference, gate: Gate) -> Parity:
@@ -132,13 +168,20 @@ def _allow_cpu(path: Path) -> ModelCard:
     return replace(card, providers=(*card.providers, "cpu"))
 
 
-def predict_reference(model: Any, tiles: Pixels, description: Description) -> Floats:
+def predict_reference(model: Any, tiles: Pixels, description: Description, *, scale: float = 1.0) -> Floats:
     """Return the Keras model's probabilities, `(n, height, width, classes)` float32.
+
+    Args:
+        model: A `keras.Model`.
+        tiles: `(n, height, width, 3)` uint8 RGB.
+        description: What the model is.
+        scale: Multiplies the normalised pixels.
 
     Raises:
         ModelError: The outputs are not what the activation promises.
     """
     inputs = to_reference_input(tiles, description, int(model.inputs[0].shape[3]))
+    inputs = inputs if scale == 1 else inputs * np.float32(scale)
     values: Floats = np.asarray(model.predict(inputs, batch_size=len(inputs), verbose=0), np.float32)
     if description.clip:
         values = np.clip(values, 0, 1)

@@ -29,12 +29,12 @@ from histoseg_export.calibrate import measure_ranges
 from histoseg_export.graph import Graph
 from histoseg_export.int8 import fold_pixels
 from histoseg_export.int8.qdq import Kernels, count_kernels, insert_qdq
-from histoseg_export.parity import Expected, Parity, compare
+from histoseg_export.parity import Expected, Parity, compare, run_singly
 from histoseg_export.proofoptions import FLOAT_LAYERS
 from histoseg_export.regions import WEIGHTED, find_float_nodes
 
 if TYPE_CHECKING:
-    from histoseg.arrays import Floats, Pixels
+    from histoseg.arrays import Pixels
     from histoseg_export.calibrate import Ranges
     from histoseg_export.gates import Gate
     from histoseg_export.tileset import TileSet
@@ -193,7 +193,7 @@ class _Search:
     def expect(self, model: onnx.ModelProto, judge: TileSet) -> None:
         """Run the fp32 model on the tiles that judge."""
         with self._open(model) as session:
-            probabilities = _run_singly(session, judge.tiles)
+            probabilities = run_singly(session.run, judge.tiles)
         names = self._card.class_names
         self._expected = Expected("fp32", judge.words, names, judge.tiles, judge.truth, probabilities)
 
@@ -215,7 +215,7 @@ class _Search:
             others = [node for name, own in self._layers.items() if name != layer for node in own]
             model = insert_qdq(self._model, self._ranges, in_float=self._float.union(others), only=nodes)
             with self._open(model) as session:
-                difference = np.abs(_run_singly(session, tiles) - expected)
+                difference = np.abs(run_singly(session.run, tiles) - expected)
             errors.append(LayerError(layer, float(difference.mean(dtype=np.float64))))
         return tuple(sorted(errors, key=lambda error: (-error.mean_abs, error.name)))
 
@@ -227,10 +227,6 @@ class _Search:
         self._path.write_bytes(stored.SerializeToString())
         with open_session(self._path, provider="cpu") as session:
             yield session
-
-
-def _run_singly(session: Session, tiles: Pixels) -> Floats:
-    return np.concatenate([session.run(np.ascontiguousarray(tile[None])) for tile in tiles])
 
 
 def _layer_of(node: str) -> str:

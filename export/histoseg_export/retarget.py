@@ -34,7 +34,8 @@ def fix_size(model: Any, tile: tuple[int, int], *, copy: CopyLayer | None = None
     rebuild = _rebuild_tf_keras if is_tf_keras(model) else _rebuild_keras
     try:
         fixed = rebuild(model, tile, copy or copy_layer)
-        fixed.set_weights(model.get_weights())
+        _copy_weights(model, fixed)
+        found = _output_size(fixed, tile)
     except Exception as error:  # layers raise what they like
         words = summarize_error(error)
         if tuple(model.inputs[0].shape[1:3]) == (height, width):
@@ -42,11 +43,10 @@ def fix_size(model: Any, tile: tuple[int, int], *, copy: CopyLayer | None = None
         raise ModelError(
             f"the network does not take tiles of {width}x{height} px ({words}); {_advise_size(model)}"
         ) from error
-    found = _output_size(fixed, tile)
     if found != (height, width):
         raise ModelError(
             f"the output is {found[1]}x{found[0]} px for an input of {width}x{height}, "
-            f"expected the same size; {_advise_size(model)}"
+            f"expected the same size; {_advise_output(model, found, (height, width))}"
         )
     return fixed
 
@@ -71,6 +71,14 @@ def copy_layer(layer: Any, kind: Any = None) -> Any:
         return (kind or type(layer)).from_config({**config, "name": f"{layer.name}{LAYER_MARK}"})
 
 
+def _copy_weights(model: Any, fixed: Any) -> None:
+    """Give a rebuilt network the weights of its original."""
+    fixed.set_weights(model.get_weights())
+    for layer in iter_layers(fixed):
+        if hasattr(layer, "finalize_state"):
+            layer.finalize_state()  # an adapted `Normalization` computes with copies of its weights
+
+
 def _output_size(fixed: Any, tile: tuple[int, int]) -> tuple[int, int]:
     """Return the output's height and width; a graph whose shapes are unknown is run to learn them."""
     height, width = fixed.outputs[0].shape[1:3]
@@ -81,13 +89,34 @@ def _output_size(fixed: Any, tile: tuple[int, int]) -> tuple[int, int]:
 
 
 def _advise_size(model: Any) -> str:
+    own = tuple(model.inputs[0].shape[1:3])
+    return "give another --tile, a multiple of 32" if None in own else _advise_tile(own)
+
+
+def _advise_tile(size: tuple[int, int]) -> str:
+    flag = f" (--tile {size[0]})" if size[0] == size[1] else ""
+    return f"it takes {size[1]}x{size[0]} px{flag}"
+
+
+def _advise_output(model: Any, found: tuple[int, int], size: tuple[int, int]) -> str:
+    """Say how a network comes to end at the size of its input; sizes are heights and widths."""
     own, result = tuple(model.inputs[0].shape[1:3]), tuple(model.outputs[0].shape[1:3])
-    if None in own:
+    if None not in result and (own == result or None in own):
+        return _advise_tile(result)
+    factor = size[0] // max(found[0], 1)
+    if factor > 1 and (found[0] * factor, found[1] * factor) == size:
+        return (
+            f"build it with a last UpSampling2D({factor}), which has no weights, and give that with "
+            "--builder FILE.py:FUNCTION"
+        )
+    if min(found) >= min(size):
+        return "build it without its last up-sampling, and give that with --builder FILE.py:FUNCTION"
+    if None in own and any(side % 32 for side in size):
         return "give another --tile, a multiple of 32"
-    if own != result:
-        return "the network has to end at the size of its input: up-sample its last map"
-    flag = f" (--tile {own[0]})" if own[0] == own[1] else ""
-    return f"it takes {own[1]}x{own[0]} px{flag}"
+    return (
+        "it cuts off borders (padding 'valid', or a cropping): build it with padding='same', whose weights "
+        "are the same, and give that with --builder FILE.py:FUNCTION"
+    )
 
 
 def _rebuild_keras(model: Any, tile: tuple[int, int], copy: CopyLayer) -> Any:

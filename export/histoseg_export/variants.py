@@ -12,13 +12,14 @@ import onnx
 from onnx import helper
 
 from histoseg.card import METADATA_KEY, ModelCard, Precision, card_to_text
+from histoseg_export.gates import TOLERANCE, relax_gate
 from histoseg_export.half import to_half
 from histoseg_export.prove import prove_file
 from histoseg_export.quantize import TILES, QuantizeReport, quantize
 from histoseg_export.tileset import open_tile_set
 
 if TYPE_CHECKING:
-    from histoseg_export.gates import Gate
+    from histoseg_export.gates import Floor, Gate
     from histoseg_export.parity import Parity
     from histoseg_export.proofoptions import ProofOptions
     from histoseg_export.prove import Reference
@@ -84,6 +85,25 @@ def prove_variant(variant: Variant, reference: Reference, gate: Gate, folder: Pa
     path.write_bytes(pack_variant(variant))
     parity = prove_file(path, reference, gate)
     return replace(variant, parity=parity, card=replace(variant.card, parity=parity.to_card()))
+
+
+def judge_again(variant: Variant, floor: Floor) -> Variant:
+    """Judge a proven variant by what its source model's own rounding allows."""
+    assert variant.parity is not None
+    parity = replace(variant.parity, floor=floor, gate=relax_gate(variant.parity.gate, floor))
+    return replace(variant, parity=parity, card=replace(variant.card, parity=parity.to_card()))
+
+
+def explain_floor(variant: Variant) -> tuple[str, ...]:
+    """Say that a model was judged by its own rounding, if it was."""
+    floor = None if variant.parity is None else variant.parity.floor
+    if floor is None:
+        return ()
+    return (
+        f"rounding alone changes {1 - floor.label_agreement:.3%} of the Keras model's labels and "
+        f"{floor.off_ppm / 1e4:.1f} % of its probabilities by more than {TOLERANCE:g}, as where an argmax "
+        "(pooling indices) turns on near-ties: the gate allows three times that",
+    )
 
 
 def pack_variant(variant: Variant) -> bytes:

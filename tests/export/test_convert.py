@@ -15,11 +15,11 @@ from histoseg.session import open_session
 from histoseg.transform import NORMALIZATIONS
 from histoseg_export.convert import IR_VERSION, OPSET, convert_model, to_reference_input
 from histoseg_export.describe import Description, ExportOptions, build_card, describe_model
-from histoseg_export.export import _save
 from histoseg_export.load import load_model
 from histoseg_export.probe import Tiling
 from histoseg_export.prove import predict_reference
 from histoseg_export.retarget import fix_size
+from histoseg_export.variants import Variant, pack_variant
 
 NAMES = ["softmax", "logits", "sigmoid", "grey", "global", "sequential"]
 TILE = 64
@@ -32,7 +32,7 @@ def exported(request, export_one):
 
 
 def test_interface_is_uint8_nhwc_of_any_batch(exported):
-    model = onnx.load(exported.path)
+    model = onnx.load(exported.target)
     (image,), (output,) = model.graph.input, model.graph.output
     dims = [d.dim_value or d.dim_param for d in image.type.tensor_type.shape.dim]
     assert (image.name, dims) == ("image", ["batch", TILE, TILE, 3])
@@ -43,7 +43,7 @@ def test_interface_is_uint8_nhwc_of_any_batch(exported):
 
 
 def test_graph_is_checked_and_states_what_it_needs(exported):
-    model = onnx.load(exported.path)
+    model = onnx.load(exported.target)
     onnx.checker.check_model(model, full_check=True)
     assert [(o.domain, o.version) for o in model.opset_import] == [("", OPSET)]
     assert model.ir_version == IR_VERSION
@@ -51,7 +51,7 @@ def test_graph_is_checked_and_states_what_it_needs(exported):
 
 
 def test_graph_holds_no_leftovers(exported):
-    counts = Counter(node.op_type for node in onnx.load(exported.path).graph.node)
+    counts = Counter(node.op_type for node in onnx.load(exported.target).graph.node)
     assert counts["Transpose"] <= 2
     assert counts["Cast"] == 1
     leftovers = {"BatchNormalization", "Gather", "Identity", "Shape", "Slice", "Tile", "Pad", "Unsqueeze"}
@@ -74,16 +74,16 @@ def test_nodes_carry_the_layers_names(export_one):
 
 
 def test_nothing_of_this_machine_is_in_the_file(exported):
-    content = exported.path.read_bytes()
-    for word in (str(exported.path.parent), socket.gethostname(), "site-packages", "/tmp"):  # noqa: S108
+    content = exported.target.read_bytes()
+    for word in (str(exported.target.parent), socket.gethostname(), "site-packages", "/tmp"):  # noqa: S108
         assert word.encode() not in content
 
 
 def test_probabilities_equal_keras_on_noise(exported, keras_files, noise):
-    name = exported.path.stem
+    name = exported.target.stem
     description = _describe(keras_files[name])
     expected = predict_reference(load_model(keras_files[name]).model, noise, description)
-    with open_session(exported.path, provider="cpu") as session:
+    with open_session(exported.target, provider="cpu") as session:
         found = session.run(noise)
         alone = session.run(noise[:1])
     assert np.abs(found - expected).max() < 1e-5
@@ -98,7 +98,8 @@ def test_every_normalization_holds_up_to_the_border(name, normalization, keras_f
     description = replace(_describe(keras_files[name]), normalization=normalization)
     graph = convert_model(model, description)
     path = tmp_path / "model.onnx"
-    _save(path, graph, build_card(description, tiling=Tiling(4, 0, 0), parity={}, provenance={}))
+    card = build_card(description, tiling=Tiling(4, 0, 0), parity={}, provenance={})
+    path.write_bytes(pack_variant(Variant(graph, card)))
     with open_session(path, provider="cpu") as session:
         found = session.run(noise)
     # padding is zero after the normalisation: a folded mean would show at the border

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from histoseg.errors import OptionError, ParityError
-from histoseg_export.gates import Gate, Gates, flag_of
+from histoseg_export.gates import LEAST_LABELS, Floor, Gate, Gates, flag_of, relax_gate
 from histoseg_export.parity import ClassDice, Parity, require_parity
 
 CLASSES = (
@@ -118,3 +118,22 @@ def test_document_holds_figures_gate_and_verdict():
     assert document["dice_judged_against"] == "truth masks"
     assert document["ms_per_tile"] == 12.5
     assert np.isclose(document["classes"][1]["truth_dice"], 0.795)
+
+
+FLOORS = st.builds(
+    Floor, label_agreement=st.floats(0, 1), off_ppm=st.floats(0, 1e6), mean_abs=st.floats(0, 1)
+)
+
+
+@given(floor=FLOORS)
+def test_a_floor_never_tightens_a_gate_and_never_opens_it_wide(floor):
+    gate = Gates().pick("fp32")
+    relaxed = relax_gate(gate, floor)
+    assert LEAST_LABELS <= relaxed.min_labels <= gate.min_labels
+    assert gate.max_off_ppm <= relaxed.max_off_ppm <= 1e6
+    assert relax_gate(Gates(labels_only=True).pick("fp32"), floor).max_off_ppm is None
+
+
+def test_a_model_that_rounding_leaves_alone_keeps_its_gate():
+    gate = Gates().pick("fp32")
+    assert relax_gate(gate, Floor(1.0, 0.0, 1e-8)) == gate

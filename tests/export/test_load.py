@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -175,6 +177,80 @@ def test_models_of_another_shape_are_refused(tmp_path, keras_files):
         assert reason in refusal(tmp_path / "model.keras")
 
 
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        ("halved", "the map before that, 'maps', is (any, 8, 8, 3): build it with --builder"),
+        ("permuted", "--output maps takes the map before that, (any, 16, 16, 3)"),
+        ("any_size", "--output maps takes the map before that, (any, any, any, 3)"),
+        ("flattened", "--output maps takes the map before that"),
+        ("sigmoids", "build it with --builder FILE.py:FUNCTION, without the Reshape after 'maps'"),
+        ("first", "--output maps takes the map before that, (any, 3, 16, 16)"),
+        ("labels", "one value for a pixel"),
+        (
+            "mixed",
+            "a map of which the rows were joined, expected a map, (batch, height, width, classes); save",
+        ),
+        ("dense", "a classifier's, or flat"),
+    ],
+)
+def test_flat_outputs_are_told_apart(end, reason, tmp_path, keras_files):
+    import keras
+    from keras import layers
+
+    shapes = {"any_size": (None, None, 3), "first": (3, 16, 16)}
+    image = keras.Input(shapes.get(end, (16, 16, 3)))
+    side, order = 2 if end == "halved" else 1, "channels_first" if end == "first" else "channels_last"
+    maps = layers.Conv2D(3, side, strides=side, data_format=order, name="maps")(image)
+    ends = {
+        "halved": lambda: layers.Softmax()(layers.Reshape((64, 3))(maps)),
+        "permuted": lambda: layers.Permute((2, 1))(layers.Reshape((3, 256))(layers.Permute((3, 1, 2))(maps))),
+        "mixed": lambda: layers.Permute((2, 1))(layers.Reshape((3, 256))(maps)),
+        "any_size": lambda: layers.Activation("softmax")(layers.Reshape((-1, 3))(maps)),
+        "flattened": lambda: layers.Flatten()(maps),
+        "sigmoids": lambda: layers.Activation("sigmoid")(layers.Reshape((256, 3))(maps)),
+        "first": lambda: layers.Softmax()(layers.Permute((2, 1))(layers.Reshape((3, 256))(maps))),
+        "labels": lambda: keras.ops.argmax(maps, axis=-1),
+        "dense": lambda: layers.Dense(256)(layers.Flatten()(maps)),
+    }
+    keras.Model(image, ends[end]()).save(tmp_path / "model.keras")
+    message = refusal(tmp_path / "model.keras")
+    assert reason in message
+    assert ("not a segmentation model" in message) == (end == "dense")
+
+
+def test_outputs_are_called_what_their_author_called_them(tmp_path, keras_files):
+    import keras
+    from keras import layers
+
+    image = keras.Input((16, 16, 3), name="image")
+    outputs = {"mask": layers.Conv2D(2, 1, name="a")(image), "edge": layers.Conv2D(1, 1, name="b")(image)}
+    keras.Model({"image": image}, outputs).save(tmp_path / "model.keras")
+    assert "'mask' (any, 16, 16, 2)" in refusal(tmp_path / "model.keras")
+    for name, channels in (("mask", 2), ("edge", 1), ("b", 1)):
+        found = load_model(tmp_path / "model.keras", LoadOptions(output=name)).model
+        assert found.outputs[0].shape[-1] == channels
+
+
+@pytest.mark.parametrize("name", ["bad_models/lfs-pointer.h5", "bad_models/truncated.hdf5", "missing.h5"])
+def test_files_are_judged_before_tensorflow_is_loaded(name, shared_data):
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from histoseg.errors import ModelError; from histoseg_export.load import load_model\n"
+        "try:\n    load_model(Path(sys.argv[1]))\n"
+        "except ModelError:\n    print('tensorflow' in sys.modules, 'keras' in sys.modules)"
+    )
+    command = [sys.executable, "-c", program, str(shared_data / name)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_an_unpacked_archive_says_so(tmp_path, keras_files):
+    with zipfile.ZipFile(keras_files["softmax"]) as archive:
+        archive.extractall(tmp_path)
+    assert "is an unpacked .keras archive; pack its files" in refusal(tmp_path)
+
+
 def test_output_picks_an_output_or_a_layer(tmp_path, keras_files):
     import keras
     from keras import layers
@@ -186,7 +262,40 @@ def test_output_picks_an_output_or_a_layer(tmp_path, keras_files):
     for name, channels in (("edges", 1), ("maps", 2)):
         found = load_model(tmp_path / "model.keras", LoadOptions(output=name)).model
         assert tuple(found.outputs[0].shape) == (None, 16, 16, channels)
+    notes = load_model(tmp_path / "model.keras", LoadOptions(output="maps")).notes
+    assert any("ends at its layer 'maps'" in note for note in notes)
     assert "no output or layer 'mask'" in refusal(tmp_path / "model.keras", output="mask")
+
+
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_output_picks_a_layer_of_a_row_of_layers(suffix, tmp_path, keras_files):
+    import keras
+    from keras import layers
+
+    ends = [layers.Reshape((256, 2)), layers.Softmax()]
+    keras.Sequential([keras.Input((16, 16, 3)), layers.Conv2D(2, 1, name="maps"), *ends]).save(
+        tmp_path / f"model.{suffix}"
+    )
+    assert "--output maps takes" in refusal(tmp_path / f"model.{suffix}")
+    found = load_model(tmp_path / f"model.{suffix}", LoadOptions(output="maps")).model
+    assert tuple(found.outputs[0].shape) == (None, 16, 16, 2)
+
+
+@pytest.mark.parametrize("generation", ["keras", "tf_keras"])
+def test_output_picks_a_network_within_the_network(generation, tmp_path, keras_files):
+    module = pytest.importorskip(generation)
+    layers = module.layers
+    inner = module.Input((16, 16, 3))
+    network = module.Model(inner, layers.Conv2D(2, 3, padding="same")(inner), name="network")
+    image, shared = module.Input((16, 16, 3)), layers.Conv2D(3, 1, name="shared")
+    maps = network(shared(shared(image)))
+    model = module.Model(image, layers.Concatenate()([layers.Reshape((256, 2))(maps)] * 2))
+    model.save(tmp_path / "model.h5")
+    found = load_model(tmp_path / "model.h5", LoadOptions(output="network")).model
+    pixels = np.random.default_rng(0).uniform(0, 1, (1, 16, 16, 3)).astype(np.float32)
+    expected = model.predict(pixels, verbose=0)[..., :2].reshape(1, 16, 16, 2)
+    np.testing.assert_allclose(found.predict(pixels, verbose=0), expected, atol=1e-6)
+    assert "no output or layer 'shared' with one result" in refusal(tmp_path / "model.h5", output="shared")
 
 
 def test_lists_of_one_tensor_are_unpacked(tmp_path, keras_files):
@@ -235,6 +344,19 @@ def test_channels_first_models_take_and_give_channels_last(tmp_path, keras_files
     expected = keras.saving.load_model(tmp_path / "model.keras").predict(pixels, verbose=0)
     found = loaded.model.predict(pixels.transpose(0, 2, 3, 1), verbose=0)
     np.testing.assert_allclose(found, expected.transpose(0, 2, 3, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(16, 24), (None, None)])
+def test_channels_first_models_may_end_channels_last(size, tmp_path, keras_files):
+    tf_keras = pytest.importorskip("tf_keras")
+    layers = tf_keras.layers
+    image = tf_keras.Input((3, *size))
+    maps = layers.Conv2D(2, 3, padding="same", data_format="channels_first")(image)
+    maps = layers.Activation("softmax")(layers.Permute((2, 3, 1))(maps))
+    tf_keras.Model(image, maps).save(tmp_path / "model.h5")
+    loaded = load_model(tmp_path / "model.h5").model
+    assert tuple(loaded.inputs[0].shape) == (None, *size, 3)
+    assert tuple(loaded.outputs[0].shape) == (None, *size, 2)
 
 
 def test_a_custom_file_that_fails_is_named(tmp_path, keras_files):

@@ -167,6 +167,101 @@ def test_tensorflow_functions_of_keras_2_4_are_read(tmp_path):
     np.testing.assert_allclose(predict(loaded.model), predict(model), atol=1e-6)
 
 
+def change_layers(change):
+    """Return a change of a configuration that is told each layer."""
+
+    def walk(config):
+        for layer in config["config"]["layers"]:
+            change(layer)
+        return config
+
+    return walk
+
+
+def test_numbers_that_were_arrays_are_read(tmp_path):
+    def change(layer):
+        if layer["class_name"] == "LeakyReLU":
+            layer["config"]["alpha"] = {"type": "ndarray", "value": layer["config"]["alpha"]}
+
+    model = build(middle=tf_keras.layers.LeakyReLU(0.3))
+    path = save_old(model, tmp_path / "model.h5", "2.2.4-tf", change=change_layers(change))
+    np.testing.assert_allclose(predict(load_model(path).model), predict(model), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["BatchNormalizationV1", "BatchNormalizationV2"])
+def test_batch_normalization_is_known_by_its_old_names(name, tmp_path):
+    def change(layer):
+        if layer["class_name"] == "BatchNormalization":
+            layer["class_name"] = name
+
+    model = build()
+    path = save_old(model, tmp_path / "model.h5", "2.1.6-tf", change=change_layers(change))
+    np.testing.assert_allclose(predict(load_model(path).model), predict(model), atol=1e-6)
+
+
+def test_softmax_of_tensorflow_is_softmax(tmp_path):
+    def change(layer):
+        if layer["config"].get("activation") == "softmax":
+            layer["config"]["activation"] = "softmax_v2"
+
+    model = build(last="softmax", middle=tf_keras.layers.Conv2D(4, 1, activation="softmax"))
+    path = save_old(model, tmp_path / "model.h5", "2.2.4-tf", change=change_layers(change))
+    np.testing.assert_allclose(predict(load_model(path).model), predict(model), atol=1e-6)
+
+
+def save_replicas(path: Path, *, arguments=("i", "parts"), more=lambda x: x) -> tf_keras.Model:
+    """Save what `multi_gpu_model` makes of a network, and return the network."""
+    layers = tf_keras.layers
+    network = build()
+    image = tf_keras.Input((16, 24, 3))
+    slices = [
+        layers.Lambda(
+            lambda x, **_: x, name=f"slice_{part}", arguments=dict(zip(arguments, (part, 2), strict=True))
+        )(image)
+        for part in range(2)
+    ]
+    joined = layers.Concatenate(axis=0, name="joined")([network(part) for part in slices])
+    save_old(tf_keras.Model(image, more(joined)), path, "2.2.4")
+    return network
+
+
+def test_copies_for_several_gpus_are_merged(tmp_path):
+    network = save_replicas(tmp_path / "model.h5")
+    loaded = load_model(tmp_path / "model.h5")
+    np.testing.assert_allclose(predict(loaded.model), predict(network), atol=1e-6)
+    assert any("copies for several GPUs were merged" in note for note in loaded.notes)
+
+
+@pytest.mark.parametrize(
+    "options", [{"arguments": ("i", "count")}, {"more": tf_keras.layers.Activation("relu")}]
+)
+def test_what_only_looks_like_copies_is_refused(options, tmp_path):
+    save_replicas(tmp_path / "model.h5", **options)
+    with pytest.raises(ModelError, match=r"'slice_0' \(Lambda\)"):
+        load_model(tmp_path / "model.h5")
+
+
+def test_keras_1_is_known_by_its_words(tmp_path):
+    def change(layer):
+        if "filters" in layer["config"]:
+            layer["config"] |= {"nb_filter": layer["config"].pop("filters"), "border_mode": "same"}
+
+    path = save_old(build(), tmp_path / "model.h5", "1.0.0", change=change_layers(change))
+    with h5py.File(path, "r+") as file:
+        del file.attrs["keras_version"]
+    with pytest.raises(ModelError, match=r"saved by Keras 1, .*expected Keras 2\.0 or later"):
+        load_model(path)
+
+
+def test_names_of_layers_in_pieces_are_weights(tmp_path):
+    build().save_weights(tmp_path / "model.h5")
+    with h5py.File(tmp_path / "model.h5", "r+") as file:
+        file.attrs["layer_names0"] = file.attrs["layer_names"]
+        del file.attrs["layer_names"]
+    with pytest.raises(ModelError, match="holds weights only"):
+        load_model(tmp_path / "model.h5")
+
+
 def test_keras_1_is_refused_by_name(tmp_path):
     path = save_old(build(), tmp_path / "model.h5", "1.2.2")
     with pytest.raises(ModelError, match=r"saved by Keras 1\.2\.2.*expected Keras 2\.0 or later"):

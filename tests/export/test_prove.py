@@ -18,13 +18,14 @@ from histoseg.truth import NO_CLASS
 from histoseg_export import export
 from histoseg_export.describe import ExportOptions
 from histoseg_export.fresh import run_fresh
-from histoseg_export.gates import Gates
+from histoseg_export.gates import Floor, Gates
 from histoseg_export.load import LoadOptions, load_model
 from histoseg_export.parity import Expected, compare, require_parity
 from histoseg_export.proofoptions import ProofOptions
 from histoseg_export.prooftable import build_proof_table
-from histoseg_export.prove import predict_source, prove_file
+from histoseg_export.prove import measure_floor, predict_source, prove_file
 from histoseg_export.tileset import TileSet
+from histoseg_export.variants import explain_floor, judge_again
 
 OPTIONS = ExportOptions(tile=64, spacing_um_px=0.5)
 GATES = Gates()
@@ -135,6 +136,31 @@ def test_fresh_processes_agree_on_an_honest_file(proof):
     assert parity.classes[1].truth_dice == pytest.approx(parity.classes[1].source_truth_dice)
     assert parity.ms_per_tile > 0
     assert parity.source_ms_per_tile > 0
+
+
+def test_rounding_leaves_an_ordinary_model_alone(proof, keras_files):
+    from histoseg_export.describe import describe_model
+
+    reference, _ = proof
+    source = keras_files["softmax"]
+    description = describe_model(load_model(source).model, None, OPTIONS)
+    floor = measure_floor(source, LoadOptions(), description, reference)
+    assert (floor.label_agreement, floor.off_ppm) == (1, 0)
+    assert 0 < floor.mean_abs < 1e-5  # the images did change
+
+
+def test_a_model_is_judged_by_its_own_rounding_and_that_is_said(export_one):
+    variant = export_one("softmax").variants[0]
+    assert explain_floor(variant) == ()
+    shaky = replace(variant, parity=replace(variant.parity, label_agreement=0.9995, off_ppm=900.0))
+    assert not shaky.passed
+    assert not judge_again(shaky, Floor(1.0, 0.0, 0.0)).passed
+    judged = judge_again(shaky, Floor(0.9998, 400.0, 1e-4))
+    assert judged.passed
+    assert judged.card.parity["floor"]["label_agreement"] == 0.9998
+    assert "rounding alone changes 0.020% of the Keras model's labels" in explain_floor(judged)[0]
+    wrong = replace(variant, parity=replace(variant.parity, label_agreement=0.99))
+    assert not judge_again(wrong, Floor(0, 1e6, 1)).passed
 
 
 def test_a_file_that_was_changed_on_disk_fails(proof, tmp_path):

@@ -135,7 +135,9 @@ def test_damaged_folders_are_refused(tmp_path):
         return str(caught.value)
 
     graph, numbers = "saved_model.pb", "variables/variables.data-00000-of-00001"
-    assert "cannot be read" in spoil("no_variables", lambda path: shutil.rmtree(path / "variables"))
+    assert "holds no variables/variables.index" in spoil(
+        "no_variables", lambda path: shutil.rmtree(path / "variables")
+    )
     assert "cannot be read" in spoil("short", lambda path: (path / numbers).write_bytes(b"x" * 40))
     assert "damaged" in spoil(
         "cut", lambda path: (path / graph).write_bytes((path / graph).read_bytes()[:999])
@@ -155,3 +157,26 @@ def test_a_fixed_number_of_images_is_refused(tmp_path):
     tf.saved_model.save(holder, str(tmp_path / "model"), holder.run)
     with pytest.raises(ModelError, match="batches of images of any number"):
         load_model(tmp_path / "model")
+
+
+def test_a_saved_model_that_scales_its_images_gets_them_as_they_are(module, tmp_path):
+    layers = module.layers
+    image = module.Input((16, 16, 3))
+    x = layers.Conv2D(4, 3, padding="same")(layers.Rescaling(1 / 255.0)(image))
+    model = module.Model(image, layers.Conv2D(2, 1, activation="softmax")(layers.BatchNormalization()(x)))
+    loaded = load_model(save(model, tmp_path / "model")).model
+    assert describe_model(loaded, None, ExportOptions(spacing_um_px=0.5)).normalization == "none"
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("saved_model.pb", "its saved_model.pb is a Git-LFS pointer"),
+        ("variables/variables.data-00000-of-00001", "variables.data-00000-of-00001 is a Git-LFS pointer"),
+    ],
+)
+def test_saved_models_that_were_fetched_in_part_say_so(damage, reason, tmp_path):
+    path = save(build(tf_keras, size=16), tmp_path / "model")
+    (path / damage).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ModelError, match=reason):
+        load_model(path)

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from histoseg.errors import ModelError
 from histoseg_export.convert import convert_model
 from histoseg_export.describe import ExportOptions, describe_model
 from histoseg_export.load import load_model
@@ -221,6 +222,25 @@ def normalised(k):
     return finish(k, start, conv(k, x, 4))
 
 
+def adapted(k):
+    start, layer = image(k), k.layers.Normalization()
+    layer.adapt(np.random.default_rng(2).uniform(0, 255, (4, 8, 8, 3)).astype(np.float32))
+    return finish(k, start, conv(k, layer(start), 4))
+
+
+def averaged(k):
+    start = image(k)
+    maps = [k.layers.Conv2D(3, 1, activation="softmax")(conv(k, start, 4)) for _ in range(2)]
+    return k.Model(start, k.layers.Average()(maps))
+
+
+def recurrent_skip(k):
+    start = image(k)
+    rows = [k.layers.Reshape((1, SIZE, SIZE, 3))(conv(k, start, 3)) for _ in range(2)]
+    x = k.layers.ConvLSTM2D(3, 3, padding="same", go_backwards=True)(k.layers.Concatenate(axis=1)(rows))
+    return finish(k, start, x)
+
+
 def bytes_in(k):
     start = image(k, dtype="uint8")
     return finish(k, start, conv(k, k.layers.Rescaling(1 / 255.0)(start), 4))
@@ -269,6 +289,9 @@ STYLES = {
         unpadded,
         rescaled,
         normalised,
+        adapted,
+        averaged,
+        recurrent_skip,
         bytes_in,
         grey,
         channels_first,
@@ -276,7 +299,7 @@ STYLES = {
     )
 }
 NAMES = sorted(STYLES)
-NORMALIZATIONS = {"rescaled": "none", "normalised": "none", "bytes_in": "none"}
+NORMALIZATIONS = {"adapted": "none", "rescaled": "none", "normalised": "none", "bytes_in": "none"}
 ACTIVATIONS = {
     "unet_bilinear_any_size": "logits", "padded_and_cropped": "logits", "encoder_as_a_layer": "logits",
     "unpadded": "logits",
@@ -305,8 +328,8 @@ def randomize(model: Any) -> Any:
 # what tf_keras builds, or is rebuilt, in its own way
 OF_TF_KERAS = [
     "activations", "bytes_in", "channels_first", "dense_by_row", "encoder_as_a_layer", "groups", "normalised",
-    "rectified", "sequential", "sequentials_as_layers", "softmax_after_permute", "unet_bilinear_any_size",
-    "unet_transposed",
+    "rectified", "recurrent_skip", "sequential", "sequentials_as_layers", "softmax_after_permute",
+    "unet_bilinear_any_size", "unet_transposed",
 ]  # fmt: skip
 
 
@@ -366,12 +389,58 @@ def test_fixed_networks_are_rebuilt_for_other_tiles(name, generation, tmp_path, 
 )
 @pytest.mark.parametrize("generation", ["keras", "tf_keras"])
 def test_networks_bound_to_their_size_say_so(name, generation, keras_files):
-    from histoseg.errors import ModelError
     from histoseg_export.retarget import fix_size
 
     module = pytest.importorskip(generation)
     with pytest.raises(ModelError, match=rf"it takes {SIZE}x{SIZE} px \(--tile {SIZE}\)"):
         fix_size(STYLES[name](module), (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("style", "size", "way_out"),
+    [
+        ("halved", 64, r"build it with a last UpSampling2D\(2\)"),
+        ("unpadded_end", 64, r"cuts off borders .* build it with padding='same'"),
+        ("enlarged", 64, r"build it without its last up-sampling"),
+        ("pooled", 50, r"give another --tile, a multiple of 32"),
+    ],
+)
+def test_outputs_of_another_size_say_how_to_mend_it(style, size, way_out, keras_files):
+    import keras
+
+    from histoseg_export.retarget import fix_size
+
+    start = image(keras, size=None)
+    ends = {
+        "halved": lambda: conv(keras, start, 2, strides=2),
+        "unpadded_end": lambda: keras.layers.Conv2D(2, 3)(start),
+        "enlarged": lambda: keras.layers.UpSampling2D(2)(start),
+        "pooled": lambda: keras.layers.UpSampling2D(4)(keras.layers.MaxPooling2D(4)(start)),
+    }
+    with pytest.raises(
+        ModelError, match=rf"for an input of {size}x{size}, expected the same size; .*{way_out}"
+    ):
+        fix_size(keras.Model(start, ends[style]()), (size, size))
+
+
+def test_softmax_over_one_channel_is_refused(keras_files):
+    import keras
+
+    start = image(keras)
+    model = finish(keras, start, conv(keras, start, 4), 1)
+    with pytest.raises(ModelError, match=r"softmax over one channel, which is 1 everywhere"):
+        describe_model(model, None, ExportOptions(spacing_um_px=0.5))
+
+
+def test_a_network_that_keras_cannot_run_is_refused(keras_files):
+    import keras
+
+    start = image(keras, size=None)
+    gate = keras.layers.GlobalAveragePooling2D(keepdims=True)(start)
+    x = keras.ops.broadcast_to(gate, keras.ops.shape(start))  # of sizes that were unknown
+    model = keras.Model(start, keras.layers.Conv2D(2, 1)(x))
+    with pytest.raises(ModelError, match=r"does not take tiles .*\(BroadcastTo.call\(\): Attempt to convert"):
+        describe_model(model, None, ExportOptions(tile=SIZE, spacing_um_px=0.5))
 
 
 def test_grey_and_order_of_channels_do_not_mix(keras_files):

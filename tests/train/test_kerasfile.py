@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from histoseg.errors import ModelError
-from histoseg_train.kerasfile import check_file
+from histoseg_train.kerasfile import check_file, summarize_error
 
 
 def write_archive(path: Path, config: Any) -> Path:
@@ -62,3 +62,17 @@ def test_layers_operations_and_activations_of_keras_pass(tmp_path: Path, suffix:
     path = tmp_path / f"m.{suffix}"
     keras.Model(image, keras.layers.Softmax()(features)).save(path)
     assert check_file(path) == suffix
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('Exception encountered when calling layer "a" (type Dense).\n\nNo fit.\n\nCall arguments received '
+         'by layer "a" (type Dense):\n  - inputs', 'layer "a" (type Dense): No fit.'),
+        ("Exception encountered when calling A.call().\n\n\x1b[1mNo fit.\x1b[0m\n\nArguments received by "
+         "A.call():\n  - x", "A.call(): No fit."),
+        ("No fit.", "No fit."),
+    ],
+)  # fmt: skip
+def test_what_a_layer_raised_is_told_in_short(text, said):
+    assert summarize_error(ValueError(text)) == said

@@ -36,6 +36,10 @@ _VALUES = frozenset(
     {"__bytes__", "__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__", "__tensor__", "__tuple__"}
     | {"TensorShape"}
 )
+# how Keras words what a layer raised when it was called
+_CALL = re.compile(
+    r"Exception encountered when calling (.+?)\.\n\n(.+?)\n\n(?:Call a|A)rguments .*", re.DOTALL
+)
 ACTIVATION_KEYS = ("activation", "recurrent_activation")
 
 
@@ -215,6 +219,7 @@ def summarize_error(error: BaseException) -> str:
         else []
     )
     text = inner[-1] if inner else text.rpartition("Exception encountered:")[2] or text
+    text = _CALL.sub(r"\1: \2", re.sub(r"\x1b\[[\d;]*m", "", text))
     words = " ".join(text.split()) or type(error).__name__
     return words if len(words) <= 160 else words[:157] + "..."
 
@@ -232,7 +237,7 @@ def _decode(value: Any) -> str | None:
 
 def _holds_weights(file: Any) -> bool:
     """Tell weights that Keras saved: by layer since Keras 1, as numbered variables since Keras 2.12."""
-    names = ("layer_names", "weight_names")
+    names = ("layer_names", "layer_names0", "weight_names")  # in pieces where there are too many
     found: list[str] = []
     file.visit(lambda name: found.append(name) if name.endswith("vars/0") else None)
     return bool(found) or any(name in file.attrs for name in names)

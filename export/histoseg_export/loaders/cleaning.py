@@ -20,6 +20,10 @@ from histoseg_export.loaders.userfile import to_identifier
 from histoseg_train.kerasfile import ACTIVATION_KEYS, CODE_LAYERS, Vocabulary, holds_code, layer_name
 
 _TRAINING_KEYS = ("_initializer", "_regularizer", "_constraint")
+# as tf.keras of TensorFlow 1.13 to 2.0 called it
+_OLD_NAMES = dict.fromkeys(("BatchNormalizationV1", "BatchNormalizationV2"), "BatchNormalization")
+# what `tf.nn.softmax` is called inside
+_TENSORFLOW_NAMES = {"softmax_v2": "softmax"}
 _OTHER_PRECISIONS = frozenset({"bfloat16", "float16", "float64", "mixed_bfloat16", "mixed_float16"})
 
 MakeLayer = Callable[[str, Callable[..., Any], dict[str, Any]], type]
@@ -58,20 +62,21 @@ class Cleaner:
             return [self._walk(item, cleaned) for item in value]
         if not isinstance(value, dict):
             return value
+        if set(value) == {"type", "value"} and value["type"] == "ndarray":
+            return value["value"]  # so Keras 2.2 of TensorFlow 1 wrote the slope of a LeakyReLU
         if isinstance(value.get("class_name"), str):
             value = self._clean_object(value, cleaned)
         items = {key: item for key, item in value.items() if key != "compile_config"}
         for key in ACTIVATION_KEYS:
-            if holds_code(items.get(key)):
-                items[key] = self._replace_activation(items, items[key], cleaned)
-            if self.bare_functions and key in items:
-                items[key] = _bare_name(items[key])
-            self._use_function(_bare_name(items.get(key)), cleaned)
+            if key in items:
+                items[key] = self._clean_activation(items, items[key], cleaned)
         if "dtype" in items:
             items["dtype"] = _unify_precision(items["dtype"], cleaned)
         return {key: self._walk(item, cleaned) for key, item in items.items()}
 
     def _clean_object(self, item: dict[str, Any], cleaned: Cleaned) -> dict[str, Any]:
+        if item["class_name"] not in self.names:
+            item = {**item, "class_name": _OLD_NAMES.get(item["class_name"], item["class_name"])}
         name, module, config = item["class_name"], item.get("module"), item.get("config")
         bare = name.rpartition(">")[2]  # Keras 2 writes package>name
         if name in CODE_LAYERS:
@@ -109,9 +114,14 @@ class Cleaner:
         cleaned.custom_objects[name] = chosen
         return {"module": "builtins", "class_name": "function", "config": name, "registered_name": "function"}
 
-    def _use_function(self, name: Any, cleaned: Cleaned) -> None:
+    def _clean_activation(self, config: dict[str, Any], activation: Any, cleaned: Cleaned) -> Any:
+        if holds_code(activation):
+            activation = self._replace_activation(config, activation, cleaned)
+        activation = _rename_function(activation)
+        name = _bare_name(activation)
         if isinstance(name, str) and name in self.names and not self.vocabulary.has_activation(name):
             cleaned.custom_objects[name] = self.names[name]
+        return name if self.bare_functions else activation
 
 
 def refuse_other_generation(cleaned: Cleaned, layer_class: type, reader: str, wanted: str) -> None:
@@ -194,6 +204,13 @@ def _bare_name(activation: Any) -> Any:
             name if activation.get("module") in (None, "builtins") and isinstance(name, str) else activation
         )
     return activation
+
+
+def _rename_function(activation: Any) -> Any:
+    """Return Keras's name of a function of TensorFlow that calls itself by another."""
+    if isinstance(activation, dict) and activation.get("class_name") == "function":
+        return {**activation, "config": _rename_function(activation.get("config"))}
+    return _TENSORFLOW_NAMES.get(activation, activation) if isinstance(activation, str) else activation
 
 
 def _drop_mask(value: Any) -> Any:

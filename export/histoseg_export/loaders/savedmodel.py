@@ -134,7 +134,7 @@ def _choose_ends(path: Path, signature: Any, output: str | None) -> tuple[_Tenso
     if image.shape is None or len(image.shape) != 4 or image.shape[0] is not None:
         raise ModelError(
             f"{path}: its input '{image.key}' has shape {_words(image.shape)}, expected (any, height, width, "
-            "channels): batches of images of any number"
+            "channels): batches of images of any number; give the .h5 or .keras file it was made from"
         )
     return image, result
 
@@ -215,6 +215,10 @@ def _read_variables(path: Path, meta: Any, graph: Any) -> dict[str, NDArray[Any]
     handles = [node for node in graph.node if node.op in _HANDLES]
     if not handles:
         return {}
+    if not (path / "variables" / "variables.index").is_file():
+        raise ModelError(
+            f"{path}: holds no variables/variables.index, expected the whole folder; copy it again"
+        )
     try:
         reader = tf.train.load_checkpoint(str(path / "variables" / "variables"))
         keys = _find_keys(meta, graph, reader)

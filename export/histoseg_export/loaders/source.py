@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from histoseg.errors import ModelError
-from histoseg_train.filekind import detect_kind
+from histoseg_train.filekind import LFS_MAGIC, detect_kind
 from histoseg_train.kerasfile import (
     parse_config,
     read_h5_text,
@@ -19,6 +19,9 @@ from histoseg_train.kerasfile import (
     refuse_links,
     summarize_error,
 )
+
+# arguments of layers that Keras 2 renamed
+_KERAS_1_WORDS = ("border_mode", "nb_filter", "nb_row")
 
 SourceKind = Literal["keras", "h5", "savedmodel"]
 
@@ -78,12 +81,17 @@ class Source:
         found = re.match(r"\d+", self.keras_version)
         if found or self.config is None:
             return int(found.group()) if found else None
-        return 3 if '"batch_shape"' in json.dumps(self.config) else 2  # before Keras 3: batch_input_shape
+        text = json.dumps(self.config)
+        if any(f'"{word}"' in text for word in _KERAS_1_WORDS):
+            return 1
+        return 3 if '"batch_shape"' in text else 2  # before Keras 3: batch_input_shape
 
     @property
     def saved_by(self) -> str:
         """Return who saved the file, in words."""
-        return f"Keras {self.keras_version}" if self.keras_version else "an unknown version of Keras"
+        if self.keras_version:
+            return f"Keras {self.keras_version}"
+        return "Keras 1" if self.generation == 1 else "an unknown version of Keras"
 
 
 def read_source(path: Path) -> Source:
@@ -94,16 +102,33 @@ def read_source(path: Path) -> Source:
     """
     if path.is_dir():
         if not (path / "saved_model.pb").is_file():
-            members = ", ".join(sorted(item.name for item in path.iterdir())[:4]) or "nothing"
+            names = sorted(item.name for item in path.iterdir())
+            if {"config.json", "model.weights.h5"} <= set(names):
+                raise ModelError(
+                    f"{path}: is an unpacked .keras archive; pack its files into a zip file, and give that"
+                )
+            members = ", ".join(names[:4]) or "nothing"
             raise ModelError(
                 f"{path}: is a folder without saved_model.pb (it holds {members}), "
                 "expected a SavedModel, or a .keras or .h5 file"
             )
+        _refuse_pointers(path)
         return Source(path, "savedmodel", None, "")
     if detect_kind(path) == "keras":
         return Source(path, "keras", read_keras_config(path), _read_archive_version(path))
     text, version = read_h5_text(path)
     return Source(path, "h5", None if text is None else parse_config(path, text), version)
+
+
+def _refuse_pointers(path: Path) -> None:
+    """Refuse a SavedModel of which Git fetched only the names of its large files."""
+    for file in (path / "saved_model.pb", *sorted((path / "variables").glob("variables.*"))):
+        with file.open("rb") as content:
+            if content.read(len(LFS_MAGIC)) == LFS_MAGIC:
+                raise ModelError(
+                    f"{path}: its {file.relative_to(path)} is a Git-LFS pointer, not the file itself; "
+                    "fetch it with 'git lfs pull'"
+                )
 
 
 def extract_weights(path: Path, target: Path) -> Path:

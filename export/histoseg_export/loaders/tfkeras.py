@@ -23,6 +23,7 @@ from histoseg_export.loaders.cleaning import (
     write_cleaned,
 )
 from histoseg_export.loaders.opnames import PURE_OPS, is_pure_function
+from histoseg_export.loaders.replicas import merge_replicas
 from histoseg_export.loaders.source import CannotReadError, LoadedModel, LoadOptions, Source
 from histoseg_export.loaders.userfile import read_names
 from histoseg_export.loaders.vetting import vet_config
@@ -55,6 +56,7 @@ def load_with_tf_keras(source: Source, options: LoadOptions) -> LoadedModel:
         )
     names = read_names(options.custom_objects) if options.custom_objects else {}
     config, notes = _mark_legacy_resizing(source)
+    config, merged = merge_replicas(config)
     cleaned = Cleaner(VOCABULARY, names, _make_layer, source.kind == "h5").clean(config)
     cleaned.custom_objects[_LEGACY_RESIZING] = _make_legacy_resizing()
     refuse_operations(source.path, cleaned.config)
@@ -68,7 +70,7 @@ def load_with_tf_keras(source: Source, options: LoadOptions) -> LoadedModel:
             )
         except Exception as error:  # Keras lets any exception of a layer through
             raise CannotReadError(f"tf_keras {tf_keras.__version__}", summarize_error(error)) from error
-    notes += _mirror_theano_kernels(source, model)
+    notes += merged + _mirror_theano_kernels(source, model)
     return LoadedModel(model, f"tf_keras {tf_keras.__version__}", (*notes, *note_precision(cleaned)))
 
 

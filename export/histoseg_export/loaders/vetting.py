@@ -11,6 +11,7 @@ from histoseg_export.loaders.userfile import to_identifier
 from histoseg_train.kerasfile import Vocabulary, find_code, refuse_code
 
 GIVE = "in a Python file, and give it with --custom-objects FILE.py"
+OR_EXPORT = ", or save the model as a SavedModel in the program that made it"
 _LISTED = 6
 _QUANTIZED = ("QuantizationConfig", "QuantizedDTypePolicy", "QuantizedFloat8DTypePolicy")
 
@@ -32,6 +33,6 @@ def vet_config(source: Source, cleaned: Cleaned, vocabulary: Vocabulary) -> None
         source.path,
         cleaned.config,
         vocabulary=extend_vocabulary(vocabulary, cleaned.custom_objects),
-        code_remedy=f"write what each does as {words} {GIVE}",
-        class_remedy=f"define each by its name {GIVE}{advise_newer(source)}",
+        code_remedy=f"write what each does as {words} {GIVE}{OR_EXPORT}",
+        class_remedy=f"define each by its name {GIVE}{OR_EXPORT}{advise_newer(source)}",
     )
