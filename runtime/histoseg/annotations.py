@@ -49,7 +49,9 @@ class Region:
     rings: Rings
     """`(n, 2)` float64 level-0 x and y of each ring, outer ones and holes alike; at least one ring."""
     erases: bool = False
-    """The region is cut out of those before it (ImageScope's negative regions)."""
+    """The region is cut out of the others of its layer (ImageScope's negative regions)."""
+    layer: int = 0
+    """Regions of one layer follow each other."""
     frames: bool = False
     """The region holds areas and belongs to no class (cores of a tissue array)."""
 
@@ -177,6 +179,7 @@ def _parse_xml(data: bytearray) -> Iterator[Region]:
     from defusedxml import ElementTree
 
     waiting: list[tuple[str | None, Ring, bool]] = []
+    layer = 0
     try:
         for _, element in ElementTree.iterparse(io.BytesIO(data), events=("end",)):
             if element.tag == "Region":
@@ -184,8 +187,9 @@ def _parse_xml(data: bytearray) -> Iterator[Region]:
                 element.clear()  # thousands of vertices
             elif element.tag == "Annotation":
                 name = element.get("Name") or None
-                yield from (Region(text or name, (ring,), erases) for text, ring, erases in waiting)
+                yield from (Region(text or name, (ring,), erases, layer) for text, ring, erases in waiting)
                 waiting.clear()
+                layer += 1
     except ParseError as error:
         raise ValueError(str(error)) from error
 

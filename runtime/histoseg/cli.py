@@ -225,7 +225,9 @@ def summarize(report: dict[str, Any], folder: Path) -> str:
             f"Dice {name} " + ("not present" if dice is None else f"{dice:.3f}") for name, dice in dices
         ]
     tiles, seconds = report["tiles"], report["seconds"]["total"]
-    if not tiles["run"]:
+    if note := (report["tissue"] or {}).get("note"):
+        parts.append(note)
+    elif not tiles["run"]:
         parts.append("no tissue found (--no-tissue runs every tile)")
     parts.append(f"{tiles['run']} of {tiles['total']} tiles on {report['provider']}, {seconds:.1f} s")
     return f"{Path(report['slide']['path']).name}: {', '.join(parts)} -> {folder}"

@@ -111,11 +111,11 @@ def iter_rows(
         ThreadPoolExecutor(1, "histoseg-infer") as runner,
     ):
         predictions = _predict(slide, session, plan, readers, runner, clock)
-        counted = _count(predictions, plan, note, cancel)
-        with closing(predictions), closing(counted):
+        progress = _Progress(plan.run_count, plan.batch_size, note, cancel)
+        with closing(predictions):
             note(0, plan.run_count)
             for panel in plan.panels:
-                parts = _blend(counted, len(session.card.class_names), plan, panel, clock)
+                parts = _blend(predictions, len(session.card.class_names), plan, panel, clock, progress)
                 for _ in range(plan.grid.y.count):
                     yield _finished(islice(parts, len(panel.columns)), panel)
 
@@ -175,15 +175,42 @@ def _yield_to_model() -> None:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), READER_NICENESS)
 
 
+@dataclass
+class _Progress:
+    """Tells how many tiles were run, and stops when that is asked for."""
+
+    total: int
+    batch_size: int
+    note: Callable[[int, int], None]
+    cancel: threading.Event
+    done: int = 0
+
+    def check(self) -> None:
+        if self.cancel.is_set():
+            raise CancelledError(f"cancelled after {self.done} of {self.total} tiles")
+
+    def advance(self) -> None:
+        self.done += 1
+        if self.done % self.batch_size == 0 or self.done == self.total:
+            self.note(self.done, self.total)
+
+
 def _blend(
-    predictions: Iterator[tuple[Tile, Floats]], channels: int, plan: Plan, panel: Panel, clock: Stopwatch
+    predictions: Iterator[tuple[Tile, Floats]],
+    channels: int,
+    plan: Plan,
+    panel: Panel,
+    clock: Stopwatch,
+    progress: _Progress,
 ) -> Iterator[Band]:
     """Yield the final part of every tile of a panel, whether it ran or not."""
     blender = Blender(plan.grid, channels, plan.blend, panel)
     for tile in plan.grid.iter_tiles(panel.columns):
+        progress.check()  # a slide of bare glass runs no tile at all
         prediction = None
         if plan.runs[tile.row, tile.column]:
             _, prediction = next(predictions)
+            progress.advance()
         with clock.time("blend"):
             band = blender.add(tile, prediction)
         yield band
@@ -192,23 +219,6 @@ def _blend(
 def _finished(parts: Iterator[Band], panel: Panel) -> Iterator[Band]:
     """Leave out what tiles of the panel before finish."""
     return (part for part in parts if part.m_x >= panel.m_x0)
-
-
-def _count(
-    predictions: Iterator[tuple[Tile, Floats]],
-    plan: Plan,
-    note: Callable[[int, int], None],
-    cancel: threading.Event,
-) -> Generator[tuple[Tile, Floats]]:
-    """Pass predictions on, tell how many there were, and stop when that is asked for."""
-    total = plan.run_count
-    for done in range(1, total + 1):
-        if cancel.is_set():
-            raise CancelledError(f"cancelled after {done - 1} of {total} tiles")
-        prediction = next(predictions)
-        if done % plan.batch_size == 0 or done == total:
-            note(done, total)
-        yield prediction
 
 
 def _predict(

@@ -12,6 +12,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import histoseg
+from histoseg.cancel import check_cancel
 from histoseg.engine import Plan, iter_rows
 from histoseg.errors import SlideError
 from histoseg.folder import REPORT_NAME, make_folder
@@ -59,7 +60,7 @@ def segment_slide(
         roi: A mask or annotations outside of which all is background and nothing counts; it decides which
             tiles run, instead of tissue.
         on_tiles: Called with tiles done and tiles to do.
-        cancel: Once it is set, from any thread, the run stops within one batch.
+        cancel: Once it is set, from any thread, the run stops within one batch, or one block of an overview.
 
     Returns:
         What `report.json` holds.
@@ -79,7 +80,7 @@ def segment_slide(
         scaled = scale_slide(_enter_slide(stack, slide, session), session, options)
         area = _enter_roi(stack, roi, scaled) if roi else None
         reference = _enter_truth(stack, truth, scaled, session) if truth else None
-        tissue, plan = plan_run(scaled, session, options, area)
+        tissue, plan = plan_run(scaled, session, options, area, truth=reference, cancel=cancel)
         folder = stack.enter_context(make_folder(Path(out) / check_name(scaled.slide.name), OUTPUT_NAMES))
         report = _describe(scaled, session, plan, tissue)
         given = {"truth": truth, "roi": roi}
@@ -90,9 +91,11 @@ def segment_slide(
         rows = stack.enter_context(
             closing(iter_rows(scaled, session, plan, clock=clock, on_tiles=on_tiles, cancel=cancel))
         )
-        labeller = Labeller(session.card, clock, threshold=options.threshold, roi=area, truth=reference)
+        labeller = Labeller(
+            session.card, clock, plan.panels, threshold=options.threshold, roi=area, truth=reference
+        )
         joined = join_panels(map(labeller.label, rows), len(plan.panels), folder)
-        _write(joined, scaled, session, folder, clock)
+        _write(joined, scaled, session, folder, clock, cancel)
         if tissue is not None:
             write_tissue(folder / "tissue.png", tissue.mask)
         report |= {"seconds": clock.report(STAGES)} | labeller.report(scaled.scale.spacing_um_px)
@@ -112,19 +115,28 @@ def check_name(name: str) -> str:
 
 
 def _write(
-    rows: Iterator[tuple[int, Labels]], slide: ScaledSlide, session: Session, folder: Path, clock: Stopwatch
+    rows: Iterator[tuple[int, Labels]],
+    slide: ScaledSlide,
+    session: Session,
+    folder: Path,
+    clock: Stopwatch,
+    cancel: Event | None,
 ) -> None:
     """Hand labels to every output."""
     card, size, spacing = session.card, slide.m_size, slide.scale.spacing_um_px
-    overlay = Overlay(folder / "overlay.png", slide.slide, size, card.class_colors, card.background_index)
+    overlay = Overlay(
+        folder / "overlay.png", slide.slide, size, card.class_colors, card.background_index, cancel=cancel
+    )
     with LabelPyramid(folder / "labels.tif", size, spacing, card.class_colors) as pyramid:
         sinks: list[LabelSink] = [pyramid, overlay]
         for m_y, labels in rows:
+            check_cancel(cancel, "labels were written")
             with clock.time("write"):
                 for sink in sinks:
                     sink.add(m_y, labels)
         with clock.time("write"):
             for sink in sinks:
+                check_cancel(cancel, "labels were written")
                 sink.close()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +12,35 @@ from histoseg.outputs.classes import ClassCounts
 from histoseg.score import TruthScore
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from histoseg.arrays import Labels, Mask
     from histoseg.card import ModelCard
+    from histoseg.grid import Panel
     from histoseg.roi import Roi
     from histoseg.timing import Stopwatch
     from histoseg.truth import Truth
+
+
+class BandRows:
+    """What a mask says of the band at hand, over the columns of its panel alone."""
+
+    def __init__(self, read: Callable[[int, int, int, int], NDArray[Any]], panels: Sequence[Panel]) -> None:
+        """Read by `read(m_y, count, m_x0, m_x1)`."""
+        self._read = read
+        self._panels = panels
+        self._at: tuple[int, Panel] | None = None
+        self._rows: NDArray[Any] | None = None
+
+    def cut(self, part: Band) -> NDArray[Any]:
+        """Return the values of the pixels of a part; parts come band by band, panel by panel."""
+        rows, columns = part.covered.shape
+        panel = next(panel for panel in self._panels if part.m_x < panel.m_x1)
+        if self._rows is None or self._at != (part.m_y, panel):
+            self._rows = None  # two bands need not fit
+            self._rows, self._at = self._read(part.m_y, rows, panel.m_x0, panel.m_x1), (part.m_y, panel)
+        left = part.m_x - panel.m_x0
+        return self._rows[:, left : left + columns]
 
 
 class Labeller:
@@ -26,6 +50,7 @@ class Labeller:
         self,
         card: ModelCard,
         clock: Stopwatch,
+        panels: Sequence[Panel],
         *,
         threshold: float | None = None,
         roi: Roi | None = None,
@@ -36,6 +61,7 @@ class Labeller:
         Args:
             card: The model's classes.
             clock: Gets the seconds of `write`.
+            panels: The panels that parts of bands come from, left to right.
             threshold: Of two-class models, over what the card says.
             roi: Where pixels count.
             truth: What to score against.
@@ -43,10 +69,10 @@ class Labeller:
         self._background = card.background_index
         self._threshold = card.output.threshold if threshold is None else threshold
         self._clock = clock
-        self._roi = roi
-        self._rows: tuple[int, Mask] | None = None
+        self._inside = BandRows(roi.read, panels) if roi else None
+        self._truth = BandRows(truth.read, panels) if truth else None
         self._counts = ClassCounts(card.class_names)
-        self._score = TruthScore(truth, card.class_names, card.background_index) if truth else None
+        self._score = TruthScore(card.class_names, card.background_index)
 
     def label(self, parts: Iterator[Band]) -> tuple[int, Labels]:
         """Return the first row and the labels, `(rows, width)` uint8, of a band that comes in parts."""
@@ -59,23 +85,15 @@ class Labeller:
 
     def report(self, spacing_um_px: tuple[float, float]) -> dict[str, Any]:
         """Return `classes`, and `score` where there is a truth."""
-        scores = {"score": self._score.report()} if self._score else {}
+        scores = {"score": self._score.report()} if self._truth else {}
         return {"classes": self._counts.report(spacing_um_px), **scores}
 
     def _label_part(self, part: Band) -> Labels:
         labels = label_band(part, background=self._background, threshold=self._threshold)
-        inside = self._read_inside(part)
+        inside: Mask | None = self._inside.cut(part) if self._inside else None
         if inside is not None:
             labels[~inside] = self._background
         self._counts.add(labels if inside is None else labels[inside])
-        if self._score is not None:
-            self._score.add(part, labels, inside)
+        if self._truth is not None:
+            self._score.add(part, self._truth.cut(part), labels, inside)
         return labels
-
-    def _read_inside(self, part: Band) -> Mask | None:
-        if self._roi is None:
-            return None
-        rows, columns = part.covered.shape
-        if self._rows is None or self._rows[0] != part.m_y:
-            self._rows = (part.m_y, self._roi.read(part.m_y, rows))
-        return self._rows[1][:, part.m_x : part.m_x + columns]

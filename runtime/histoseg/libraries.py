@@ -90,10 +90,13 @@ def suggest_repair(provider: str, cause: str) -> str:
 
 
 def shorten(said: str) -> str:
-    """Return what matters in an error of onnxruntime: its failure, without the C++ around it."""
+    """Return what matters in an error of onnxruntime, in one line: its failure, without the C++ around it.
+
+    Of several lines the second says what was found and expected; what follows repeats it, or is a stack.
+    """
     match = re.search(r"\b(?:CUDA|CUDNN\w*|CUBLAS|TensorRT) failure \d+: [^;]+", said)
-    first = said.strip().partition("\n")[0]
-    return match[0].strip() if match else first
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return match[0].strip() if match else " ".join(lines[:2])
 
 
 def _try_open(library: str | Path) -> str:

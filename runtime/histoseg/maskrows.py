@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -40,6 +41,18 @@ DAMAGE = (
 )
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """Memory that a mask takes, counted from the sizes of its arrays."""
+
+    loaded_bytes: int = 0
+    """From when it is opened until it is closed."""
+    reading_bytes: int = 0
+    """At most, while rows are read, however many columns."""
+    column_bytes: int = 0
+    """Between two reads, for every column that is read."""
+
+
 class MaskRows(Protocol):
     """The values of a mask."""
 
@@ -61,6 +74,11 @@ class MaskRows(Protocol):
     @property
     def palette(self) -> Pixels | None:
         """`(256, 3)` RGB of each value, where the picture has colours behind its values."""
+        ...
+
+    @property
+    def footprint(self) -> Footprint:
+        """What reading takes."""
         ...
 
     def read(self, lines: Indices, columns: Indices) -> Values:

@@ -6,7 +6,7 @@ Other pictures are loaded whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoseg.errors import HistosegError, TruthError
-from histoseg.maskrows import DAMAGE, MAX_DECODED_BYTES, MaskRows, fill_palette, find_greys
+from histoseg.maskrows import DAMAGE, MAX_DECODED_BYTES, Footprint, MaskRows, fill_palette, find_greys
 from histoseg.tiffmask import open_tiff
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ GREY_MODES = {"1": 1, "L": 1, "P": 1, "LA": 2, "I;16": 2, "I;16B": 2, "I;16L": 2
 COLOR_MODES = {"RGB": 3, "RGBA": 4}
 # Rows of a picture that are copied together.
 COPY_ROWS = 512
+# Pixels that are read together, and what their values, colours and codes take until they are classes.
+SLICE_PX, BYTES_PER_SLICE_PX = 1 << 20, 32
 
 
 def open_mask(path: Path, what: str = "truth") -> MaskRows:
@@ -63,9 +65,20 @@ class MaskFit:
     columns: Indices
     lines: Indices
 
-    def read(self, rows: MaskRows, m_y: int, count: int) -> Values:
-        """Return the values of `count` model rows from `m_y` on, `(count, width)` or `(count, width, 3)`."""
-        return rows.read(self.lines[m_y : m_y + count], self.columns)
+    def read(self, rows: MaskRows, m_y: int, count: int, m_x0: int, m_x1: int) -> Values:
+        """Return the values of `count` model rows from `m_y` on, between two columns.
+
+        Returns:
+            `(count, m_x1 - m_x0)`, or `(count, m_x1 - m_x0, 3)`.
+        """
+        return rows.read(self.lines[m_y : m_y + count], self.columns[m_x0:m_x1])
+
+
+def cut_rows(count: int, width: int) -> Iterator[tuple[int, int]]:
+    """Yield first and end of slices of rows that hold few pixels: values take many times what they mean."""
+    height = max(1, SLICE_PX // max(1, width))
+    for top in range(0, count, height):
+        yield top, min(count, top + height)
 
 
 def fit_mask(path: Path, size: Size, scale: Scale, l0_size: Size, what: str = "truth") -> MaskFit:
@@ -134,6 +147,10 @@ class _PictureRows:
     @property
     def channels(self) -> int:
         return 1 if self.values.ndim == 2 else 3
+
+    @property
+    def footprint(self) -> Footprint:
+        return Footprint(self.values.nbytes)
 
     def read(self, lines: Indices, columns: Indices) -> Values:
         return np.take(self.values[lines], columns, axis=1)

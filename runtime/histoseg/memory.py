@@ -1,18 +1,24 @@
 """Keeps a run below a given memory: how many columns of tiles fit into one panel.
 
 What a model needs is measured, not guessed: two batches run first, and the process's resident memory then is
-the floor. What the pipeline, the blender and the outputs add is counted from their array sizes.
+the floor. It is measured once for a session: later it would hold what allocators keep of the slides before,
+and serve to the next one. What the pipeline, the blender, the outputs, the truth and the region of interest
+add is counted from their array sizes.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 import re
+import sys
+from collections.abc import Sequence
 
 import numpy as np
 
 from histoseg.engine import BATCHES_AHEAD, Plan
 from histoseg.errors import OptionError
+from histoseg.maskrows import Footprint
 from histoseg.session import Session
 from histoseg.slide import Scale
 
@@ -25,6 +31,8 @@ PICTURE_BYTES = 96 * MIB
 OUTPUT_ROWS = 5 * 256
 # A reader holds a region as RGBA and as RGB; a fractional scale makes it float32, and squeezes it twice.
 BYTES_PER_READ_PX, BYTES_PER_FRACTIONAL_PX = 10, 30
+# A tile that is scored: probabilities as steps, and copies of what lies inside.
+BYTES_PER_SCORED_PX = 32
 
 
 def parse_bytes(text: str) -> int:
@@ -46,21 +54,55 @@ def read_resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def fit_panels(plan: Plan, session: Session, scale: Scale, *, max_bytes: int) -> int:
+def trim_heap() -> None:
+    """Give memory that was freed back to the system, where the C library is one that keeps it and can."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
+
+
+def measure_floor(session: Session, batch_shape: tuple[int, ...], *, loaded_bytes: int = 0) -> int:
+    """Return the memory that the process holds once a model has run, measured the first time only.
+
+    Args:
+        session: The model; it runs two batches.
+        batch_shape: `(batch, height, width, 3)`.
+        loaded_bytes: What of it belongs to this slide's masks, and is counted elsewhere.
+
+    Raises:
+        ModelError: The model failed.
+    """
+    trim_heap()  # of what loading the model, or the slide before, has left
+    if batch_shape not in session.resident_bytes:
+        for _ in range(2):  # the second takes a little more than the first
+            session.run(np.zeros(batch_shape, np.uint8))
+        session.resident_bytes[batch_shape] = read_resident_bytes() - loaded_bytes
+    return session.resident_bytes[batch_shape]
+
+
+def fit_panels(
+    plan: Plan, session: Session, scale: Scale, *, max_bytes: int, masks: Sequence[Footprint] = ()
+) -> int:
     """Return how many columns of tiles a panel may have, at least 1, so that a run stays below `max_bytes`.
 
-    Runs two batches, so that the model's own memory is there to be measured.
+    Args:
+        plan: What will run.
+        session: The model, whose own memory is measured; see `measure_floor`.
+        scale: How model pixels lie on the slide.
+        max_bytes: What the process may hold.
+        masks: What the truth and the region of interest take.
 
     Raises:
         OptionError: Not even panels of one column fit.
         ModelError: The model failed.
     """
     width, height = plan.grid.tile_size
-    for _ in range(2):  # the second takes a little more than the first
-        session.run(np.zeros((plan.batch_size, height, width, 3), np.uint8))
-    fixed = read_resident_bytes() + SLACK_BYTES + max(_count_pipeline(plan, session, scale), PICTURE_BYTES)
-    fixed += OUTPUT_ROWS * plan.grid.x.length
-    per_column = _count_column(plan, len(session.card.class_names))
+    loaded = sum(mask.loaded_bytes for mask in masks)
+    fixed = measure_floor(session, (plan.batch_size, height, width, 3), loaded_bytes=loaded)
+    fixed += SLACK_BYTES + max(_count_pipeline(plan, session, scale), PICTURE_BYTES)
+    fixed += OUTPUT_ROWS * plan.grid.x.length + sum(_count_mask(plan, mask) for mask in masks)
+    per_column = _count_column(plan, len(session.card.class_names), masks)
     columns = (max_bytes - fixed) // per_column
     if columns < 1:
         least = math.ceil((fixed + per_column) / MIB)
@@ -84,7 +126,15 @@ def _count_pipeline(plan: Plan, session: Session, scale: Scale) -> int:
     return int(reading + waiting + running + blending)
 
 
-def _count_column(plan: Plan, channels: int) -> int:
-    """Return the bytes that each column of tiles adds to a panel: cross-fade and labels of a row of tiles."""
+def _count_mask(plan: Plan, mask: Footprint) -> int:
+    """Return the bytes of a mask whatever the panel; one is wider than its columns' steps by up to a tile."""
+    width, height = plan.grid.tile_size
+    scored = width * height * BYTES_PER_SCORED_PX
+    return mask.loaded_bytes + mask.reading_bytes + scored + width * (height + mask.column_bytes)
+
+
+def _count_column(plan: Plan, channels: int, masks: Sequence[Footprint]) -> int:
+    """Return the bytes that each column of tiles adds to a panel: its share of a row of tiles."""
     x, y = plan.grid.x, plan.grid.y
-    return x.step * (2 * y.fade * (channels + 1) * 4 + 2 * y.step)
+    masked = sum(y.step + mask.column_bytes for mask in masks)
+    return x.step * (2 * y.fade * (channels + 1) * 4 + 2 * y.step + masked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from threading import Event
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from histoseg.options import RunOptions
     from histoseg.session import Session
     from histoseg.slide import Slide
+    from histoseg.truth import Truth
 
 # A slide's readers share the cores with a model on the CPU; a GPU leaves them all.
 READERS_BESIDE_CPU, READERS_BESIDE_GPU = 4, 16
@@ -61,7 +63,13 @@ def _choose_blend(session: Session, options: RunOptions) -> Blend:
 
 
 def plan_run(
-    slide: ScaledSlide, session: Session, options: RunOptions, roi: Roi | None = None
+    slide: ScaledSlide,
+    session: Session,
+    options: RunOptions,
+    roi: Roi | None = None,
+    *,
+    truth: Truth | None = None,
+    cancel: Event | None = None,
 ) -> tuple[TissueMask | None, Plan]:
     """Lay the grid, choose the tiles that run, and return the tissue mask if it decided that.
 
@@ -70,31 +78,36 @@ def plan_run(
         session: The model.
         options: What a person chose.
         roi: A region of interest, which decides instead of tissue.
+        truth: What the run is scored against, which takes memory.
+        cancel: Once it is set, planning stops.
 
     Raises:
+        CancelledError: `cancel` was set.
         OptionError: The memory that was allowed is not enough.
         RoiError: Nothing of the slide lies inside the region of interest.
         SlideError: The slide is damaged.
     """
     grid = _lay_grid(slide, session, options)
-    by_tissue = options.tissue and roi is None
-    tissue = find_tissue(slide.slide, spacing_um_px=slide.scale.l0_spacing_um_px) if by_tissue else None
+    tissue = None
+    if options.tissue and roi is None:
+        tissue = find_tissue(slide.slide, spacing_um_px=slide.scale.l0_spacing_um_px, cancel=cancel)
     plan = Plan(
         grid=grid,
-        runs=_choose_runs(grid, tissue, roi),
+        runs=_choose_runs(grid, tissue, roi, cancel),
         blend=_choose_blend(session, options),
         batch_size=choose_batch_size(session, grid.tile_size, options.batch_size),
         readers=options.readers or _count_readers(session),
     )
     if options.max_memory is not None:
-        columns = fit_panels(plan, session, slide.scale, max_bytes=options.max_memory)
+        masks = [mask.footprint for mask in (roi, truth) if mask]
+        columns = fit_panels(plan, session, slide.scale, max_bytes=options.max_memory, masks=masks)
         plan = replace(plan, panel_columns=columns)
     return tissue, plan
 
 
-def _choose_runs(grid: Grid, tissue: TissueMask | None, roi: Roi | None) -> Mask:
+def _choose_runs(grid: Grid, tissue: TissueMask | None, roi: Roi | None, cancel: Event | None) -> Mask:
     if roi is not None:
-        return choose_tiles(grid, roi)
+        return choose_tiles(grid, roi, cancel=cancel)
     runs = np.ones((grid.y.count, grid.x.count), np.bool_)
     if tissue is not None:
         for tile in grid.iter_tiles():

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from histoseg.arrays import Floats, Labels, Mask
     from histoseg.blend import Band
-    from histoseg.truth import Truth
 
 
 # steps of 0.01
@@ -166,32 +165,24 @@ class ThresholdSweep:
 
 
 class TruthScore:
-    """Scores bands against a truth as they come."""
+    """Scores bands against their truth as they come."""
 
-    def __init__(self, truth: Truth, class_names: tuple[str, ...], background: int = 0) -> None:
-        """Score against `truth`, at the model's um/px; pixels that did not run are `background`."""
+    def __init__(self, class_names: tuple[str, ...], background: int = 0) -> None:
+        """Begin with nothing counted; pixels that did not run are `background`."""
         self._background = background
-        self._truth = truth
         self._names = class_names
         self._confusion = Confusion(len(class_names))
         self._sweep = ThresholdSweep() if len(class_names) == 2 else None
-        self._rows: tuple[int, Labels] | None = None
 
-    def add(self, band: Band, labels: Labels, inside: Mask | None = None) -> None:
+    def add(self, band: Band, truth: Labels, labels: Labels, inside: Mask | None = None) -> None:
         """Compare the next finished pixels, and the classes they were given.
 
         Args:
             band: The pixels.
-            labels: `(rows, columns)` uint8 of the same pixels.
+            truth: `(rows, columns)` uint8: their true classes.
+            labels: `(rows, columns)` uint8: those they were given.
             inside: `(rows, columns)`: those that count; all where it is `None`.
-
-        Raises:
-            TruthError: The truth holds a value that is no class.
         """
-        rows, columns = labels.shape
-        if self._rows is None or self._rows[0] != band.m_y:
-            self._rows = (band.m_y, self._truth.read(band.m_y, rows))
-        truth = self._rows[1][:, band.m_x : band.m_x + columns]
         chosen = slice(None) if inside is None or inside.all() else inside
         self._confusion.add(truth[chosen], labels[chosen])
         if self._sweep is not None:

@@ -7,6 +7,7 @@ session, because its wheels are extras and slow to load.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Callable
@@ -52,6 +53,8 @@ class Session:
         self.provider = provider
         self.placement = placement
         """Nodes of the model's graph on each provider; `None` where onnxruntime cannot tell."""
+        self.resident_bytes: dict[tuple[int, ...], int] = {}
+        """What the process held once batches of a shape had run; see `histoseg.memory`."""
         self._runner: Runner | None = runner
 
     def __enter__(self) -> Self:
@@ -250,7 +253,29 @@ def _check_tensors(session: Any, card: ModelCard, model: Path) -> None:
     dtype = TENSOR_TYPES.get(session.get_inputs()[0].type, session.get_inputs()[0].type)
     if dtype != card.input.dtype:
         raise CardError(f"{model}: field 'input.dtype' is {card.input.dtype}, but the model takes {dtype}")
+    _check_shape(session.get_inputs()[0].shape, card, model)
     if card.output.name not in outputs:
         raise CardError(
             f"{model}: field 'output.name' is {card.output.name!r}, expected one of {', '.join(outputs)}"
+        )
+
+
+def _check_shape(found: list[int | str | None], card: ModelCard, model: Path) -> None:
+    """Refuse a card that promises sizes which the model does not take.
+
+    Args:
+        found: What onnxruntime says of the input: sizes, names of free sizes; nothing for any rank.
+        card: The model's card.
+        model: The file.
+    """
+    taken, layout = [size if isinstance(size, int) else None for size in found], card.input.layout
+    width, height = card.patch_size_pixels
+    tile = (None, height, width, 3) if layout == "NHWC" else (None, 3, height, width)
+    fed = [stated or side for stated, side in zip(card.input.shape, tile, strict=True)]
+    fits = len(taken) == len(fed) and all(want in (None, side) for want, side in zip(taken, fed, strict=True))
+    if taken and not fits:
+        raise CardError(
+            f"{model}: field 'input.shape' is {json.dumps(card.input.shape)} ({layout}, tiles of "
+            f"{width}x{height} px), but the model takes {json.dumps(taken)}; state these sizes in the card, "
+            "and 'input.layout' and 'patch_size_pixels' that match them"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from histoseg.errors import SlideError
+
+# How a TIFF begins, and where its first directory is told: classic ones and BigTIFF, of either byte order.
+TIFF_HEADS = {
+    b"II*\0": struct.Struct("<4xI"),
+    b"MM\0*": struct.Struct(">4xI"),
+    b"II+\0": struct.Struct("<8xQ"),
+    b"MM\0+": struct.Struct(">8xQ"),
+}
 
 
 class SlideHandle:
@@ -129,11 +138,23 @@ def _explain_unreadable(path: Path, error: Exception) -> str:
         return f"cannot be read ({unreadable.strerror}); check its permissions"
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not a slide: fetch the real file with `git lfs pull`"
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return (
-            f"is a TIFF that OpenSlide cannot read ({error}): expected a tiled slide; "
-            "convert it with `vips tiffsave --tile --pyramid`"
-        )
+    if head[:4] in TIFF_HEADS:
+        return _explain_tiff(head, path.stat().st_size, error)
     return (
         f"is no slide that OpenSlide reads ({error}): expected SVS, NDPI, MRXS, DICOM, tiled TIFF or the like"
+    )
+
+
+def _explain_tiff(head: bytes, size: int, error: Exception) -> str:
+    """Say why a TIFF of `size` bytes that begins with `head` did not open as a slide."""
+    told = TIFF_HEADS[head[:4]]
+    directory = told.unpack_from(head)[0] if len(head) >= told.size else told.size
+    if directory >= size:
+        return (
+            f"is cut off at {size} bytes, expected its directory at byte {directory}: "
+            "copy it again from the scanner"
+        )
+    return (
+        f"is a TIFF that OpenSlide cannot read ({error}): expected a tiled slide; "
+        "convert it with `vips tiffsave --tile --pyramid`"
     )

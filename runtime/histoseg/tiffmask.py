@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoseg.errors import TruthError
-from histoseg.maskrows import MAX_DECODED_BYTES, fill_palette, find_greys
+from histoseg.maskrows import MAX_DECODED_BYTES, Footprint, fill_palette, find_greys
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,8 +28,8 @@ GREYS, COLORS = (MINISWHITE, MINISBLACK, 3, 4), (MINISBLACK, RGB, YCBCR)
 # JPEG in its TIFF forms, old and new; JPEG 2000 as Aperio and others number it, WebP, JPEG XL
 JPEGS, APERIO_YCBCR = (6, 7), 33003
 LOSSY = (*JPEGS, APERIO_YCBCR, 33005, 34712, 50001, 50002)
-# Rows of an uncompressed picture that are read together.
-PLAIN_ROWS = 256
+# Of an uncompressed picture so many rows are read together, or fewer where they are long.
+PLAIN_ROWS, PLAIN_BYTES = 256, 16 << 20
 
 
 class TiffRows:
@@ -49,6 +49,13 @@ class TiffRows:
         self._tile_size = _find_tile_size(page)
         self._held: tuple[int, Indices, Values] | None = None
 
+    @property
+    def footprint(self) -> Footprint:
+        """What reading takes: a tile as it is decoded and as it is picked from, and a row of tiles."""
+        width, height = self._tile_size
+        decoded = width * height * self._page.samplesperpixel * self._dtype.itemsize
+        return Footprint(0, 2 * decoded, height * self.channels * self._dtype.itemsize)
+
     def read(self, lines: Indices, columns: Indices) -> Values:
         """Return some lines and columns, both ascending: `(lines, columns)`, or `(lines, columns, 3)`."""
         height, parts = self._tile_size[1], []
@@ -65,7 +72,7 @@ class TiffRows:
 
     def _read_tiles(self, row: int, columns: Indices) -> Values:
         """Return one row of tiles, at some columns."""
-        if self._held is None or self._held[0] != row or self._held[1] is not columns:
+        if self._held is None or self._held[0] != row or not np.array_equal(self._held[1], columns):
             self._held = None  # two of them need not fit
             self._held = (row, columns, self._decode_tiles(row, columns))
         return self._held[2]
@@ -86,7 +93,7 @@ class TiffRows:
 
     def _decode(self, index: int, rows: int) -> Values | None:
         if self._page.is_final:
-            return self._select(self._read_plain(index * PLAIN_ROWS, rows))
+            return self._select(self._read_plain(index * self._tile_size[1], rows))
         count = self._page.databytecounts[index]
         if count == 0:
             return None
@@ -184,7 +191,8 @@ def _find_fault(page: Any) -> str | None:
 def _find_tile_size(page: Any) -> Size:
     """Return width and height of what is decoded at once."""
     if page.is_final:
-        return page.imagewidth, PLAIN_ROWS
+        per_row = page.imagewidth * page.samplesperpixel * np.dtype(page.dtype or np.uint8).itemsize
+        return page.imagewidth, max(1, min(PLAIN_ROWS, PLAIN_BYTES // max(1, per_row)))
     return (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
 
 

@@ -4,19 +4,22 @@ Tissue is what is more colourful than this slide's own glass: the saturation of 
 balanced to white, over a threshold as low as CLAM's (https://github.com/mahmoodlab/CLAM, `segmentTissue`:
 saturation of 8 after a median), so that pale tissue and fat stay. The threshold comes from the glass alone:
 neither dark tissue nor ink raises it, as they raise Otsu's. Pen marks (see `ink`) count where tissue is near,
-which they may cover, and not on bare glass. The mask is closed, freed of specks and grown by a margin.
+which they may cover, and not on bare glass. Some stains have the colours of pens, and lost tissue is worse
+than ink that runs: only what is slender, and less than the rest of the tissue, is left out as pen marks. The
+mask is closed, freed of specks and grown by a margin.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from histoseg.grid import Grid, Tile
-from histoseg.ink import find_ink
+from histoseg.ink import Ink, find_ink
 from histoseg.morphology import grow, shrink
 from histoseg.overview import read_overview
 
@@ -36,7 +39,10 @@ JOIN_UM = 100.0
 SMALLEST_UM = 60.0
 # Half a broad stroke of a felt pen: tissue on both of its sides keeps what is under it.
 INK_REACH_UM = 750.0
-INK_RIM_UM = 100.0
+# No disk as broad fits into a broad stroke, not even where it turns back.
+BROADER_THAN_INK_UM = 2000.0
+# From this share of what runs on, what was left out as pen marks is worth a word.
+NOTEWORTHY = 0.01
 
 # Saturation (0 to 255) that glass does not exceed, for the cleanest and for the dirtiest glass.
 LOWEST_THRESHOLD, HIGHEST_THRESHOLD = 5.0, 20.0
@@ -60,12 +66,21 @@ class TissueMask:
     threshold: float
     """Saturation, 0 to 255, from which a pixel is tissue."""
     ink: float
-    """Fraction of the slide's area that was left out as pen marks."""
+    """Fraction of the slide's area that was left out as pen marks or black."""
 
     @property
     def coverage(self) -> float:
         """Fraction of the slide's area inside the mask."""
         return float(self.mask.mean())
+
+    @property
+    def note(self) -> str | None:
+        """What a person should know of what was left out; `None` where it is next to nothing."""
+        if self.ink <= NOTEWORTHY * self.coverage:
+            return None
+        return (
+            f"pen marks or black left out: {100 * self.ink:.2f} % of the slide (--no-tissue runs every tile)"
+        )
 
     def touches(self, tile: Tile, grid: Grid) -> bool:
         """Tell whether a tile's write region holds any tissue."""
@@ -80,6 +95,7 @@ class TissueMask:
         return {
             "coverage": self.coverage,
             "ink": self.ink,
+            "note": self.note,
             "margin_um": self.margin_um,
             "threshold": self.threshold,
             "size_px": [self.mask.shape[1], self.mask.shape[0]],
@@ -88,7 +104,11 @@ class TissueMask:
 
 
 def find_tissue(
-    slide: Slide, *, spacing_um_px: tuple[float, float] | None = None, margin_um: float = MARGIN_UM
+    slide: Slide,
+    *,
+    spacing_um_px: tuple[float, float] | None = None,
+    margin_um: float = MARGIN_UM,
+    cancel: Event | None = None,
 ) -> TissueMask:
     """Draw the tissue mask of a slide.
 
@@ -96,8 +116,10 @@ def find_tissue(
         slide: Any slide.
         spacing_um_px: Level-0 um/px along x and y, over what the slide states.
         margin_um: By how much the mask reaches beyond tissue; at least one pixel of the overview.
+        cancel: Once it is set, reading stops.
 
     Raises:
+        CancelledError: `cancel` was set.
         SlideError: The slide is damaged.
     """
     l0_size = slide.level_sizes[0]
@@ -105,7 +127,7 @@ def find_tissue(
     spacing = spacing_um_px or slide.spacing_um_px or (usual, usual)
     l0_um = [side * um for side, um in zip(l0_size, spacing, strict=True)]
     longest = max(1, min(OVERVIEW_PX, max(l0_size), math.ceil(max(l0_um) / FINEST_UM_PX)))
-    overview = read_overview(slide, longest)
+    overview = read_overview(slide, longest, cancel=cancel)
     height, width = overview.shape[:2]
     return detect_tissue(overview, (l0_um[0] / width, l0_um[1] / height), margin_um=margin_um)
 
@@ -122,12 +144,40 @@ def detect_tissue(
     rgb = rgb if glass is None else _balance(rgb, glass)
     saturation = np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV), np.uint8)[..., 1]
     threshold = _choose_threshold(rgb, saturation)
+    stained, nothing = saturation > threshold, np.zeros(rgb.shape[:2], np.bool_)
     # where no glass is, nothing is known to lie on it
-    ink = np.zeros(rgb.shape[:2], np.bool_) if glass is None else find_ink(rgb, threshold, INK_RIM_UM / um)
-    tissue = _clean((saturation > threshold) & ~ink, um)
-    kept = ink & grow(tissue, INK_REACH_UM / um)
-    mask = grow(tissue | kept, max(1.0, margin_um / um))
+    found = Ink(nothing, nothing) if glass is None else find_ink(rgb, threshold, um)
+    tissue, ink = _tell_from_ink(stained, found, um)
+    mask = grow(tissue, max(1.0, margin_um / um))
     return TissueMask(mask, um_px, margin_um, threshold, ink=float((ink & ~mask).mean()))
+
+
+def _tell_from_ink(stained: Mask, ink: Ink, um: float) -> tuple[Mask, Mask]:
+    """Return tissue, with the ink that may cover some, and the ink beside it."""
+    strokes = ink.likely & ~_find_broad(ink.likely, um)
+    tissue, beside = _lay_ink(stained, ink.sure | strokes, um)
+    if (beside & strokes).sum() > (tissue & ~ink.sure & ~strokes).sum():
+        return _lay_ink(stained, ink.sure, um)
+    return tissue, beside
+
+
+def _lay_ink(stained: Mask, ink: Mask, um: float) -> tuple[Mask, Mask]:
+    """Return tissue, with the ink near it, and the ink that is far from any."""
+    tissue = _clean(stained & ~ink, um)
+    near = ink & grow(tissue, INK_REACH_UM / um)
+    return tissue | near, ink & ~near
+
+
+def _find_broad(mask: Mask, um: float) -> Mask:
+    """Return the parts of a mask that are broader somewhere than a stroke is, gaps included."""
+    import cv2
+
+    if not mask.any():
+        return mask
+    joined = _close(mask, um)
+    _, labels = cv2.connectedComponents(joined.astype(np.uint8), connectivity=8)
+    broad = np.unique(labels[shrink(joined, BROADER_THAN_INK_UM / 2 / um)])
+    return np.asarray(np.isin(labels, broad[broad > 0]), np.bool_)
 
 
 def _find_glass(rgb: Pixels) -> Floats | None:
@@ -162,8 +212,12 @@ def _clean(mask: Mask, um: float) -> Mask:
     """Close gaps and drop specks."""
     import cv2
 
-    joined = shrink(grow(mask, JOIN_UM / 2 / um), JOIN_UM / 2 / um)
+    joined = _close(mask, um)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(joined.astype(np.uint8), connectivity=8)
     keep = stats[:, cv2.CC_STAT_AREA] >= (SMALLEST_UM / um) ** 2
     keep[0] = False
     return np.asarray(keep[labels], np.bool_)
+
+
+def _close(mask: Mask, um: float) -> Mask:
+    return shrink(grow(mask, JOIN_UM / 2 / um), JOIN_UM / 2 / um)

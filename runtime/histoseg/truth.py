@@ -7,6 +7,8 @@ level-0 pixels (`histoseg.annotations`).
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
@@ -15,15 +17,15 @@ import numpy as np
 
 from histoseg.annotations import Region, is_annotation_file, load_regions
 from histoseg.errors import AnnotationError, TruthError
-from histoseg.maskrows import read_safely
-from histoseg.masks import fit_mask, open_mask
+from histoseg.maskrows import Footprint, read_safely
+from histoseg.masks import BYTES_PER_SLICE_PX, SLICE_PX, cut_rows, fit_mask, open_mask
 from histoseg.meaning import NO_CLASS, choose_meaning
 from histoseg.outlines import Outlines
 
 if TYPE_CHECKING:
     from histoseg.arrays import Labels
     from histoseg.card import ModelCard
-    from histoseg.maskrows import Size
+    from histoseg.maskrows import Size, Values
     from histoseg.scale import Scale
 
 __all__ = ["NO_CLASS", "Truth", "TruthMask", "TruthRegions", "open_truth"]
@@ -38,8 +40,20 @@ class Truth(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def read(self, m_y: int, count: int) -> Labels:
-        """Return the classes of `count` model rows from `m_y` on, `(count, width)` uint8."""
+    @property
+    def footprint(self) -> Footprint:
+        """What it and its reading take of memory, beside the classes that are returned."""
+        ...
+
+    def read(self, m_y: int, count: int, m_x0: int = 0, m_x1: int | None = None) -> Labels:
+        """Return the classes of `count` model rows from `m_y` on, `(count, width)` uint8.
+
+        Args:
+            m_y: First row.
+            count: Number of rows.
+            m_x0: First column.
+            m_x1: End of the columns; that of the slide when `None`.
+        """
         ...
 
 
@@ -92,9 +106,14 @@ class TruthRegions:
     ) -> None:
         """Do nothing: the file is read whole."""
 
-    def read(self, m_y: int, count: int) -> Labels:
-        """Return the classes of `count` model rows from `m_y` on, `(count, width)` uint8."""
-        return self._outlines.read(m_y, count, background=self._background)
+    @property
+    def footprint(self) -> Footprint:
+        """What the areas take, and finding which pixels lie inside."""
+        return self._outlines.footprint
+
+    def read(self, m_y: int, count: int, m_x0: int = 0, m_x1: int | None = None) -> Labels:
+        """Return the classes of some model rows and columns; see `Truth`."""
+        return self._outlines.read(m_y, count, m_x0, m_x1, background=self._background)
 
 
 def _lay_out(areas: list[tuple[Region, int]], scale: Scale) -> Outlines | None:
@@ -154,18 +173,32 @@ class TruthMask:
         """Close the file."""
         self._rows.close()
 
-    def read(self, m_y: int, count: int) -> Labels:
-        """Return the classes of `count` model rows from `m_y` on, `(count, width)` uint8.
+    @property
+    def footprint(self) -> Footprint:
+        """What the file takes, and a slice of rows until its values are classes."""
+        rows = self._rows.footprint
+        return replace(rows, reading_bytes=rows.reading_bytes + SLICE_PX * BYTES_PER_SLICE_PX)
+
+    def read(self, m_y: int, count: int, m_x0: int = 0, m_x1: int | None = None) -> Labels:
+        """Return the classes of some model rows and columns; see `Truth`.
 
         Raises:
             TruthError: A value is no class of the model, or the file is damaged here.
         """
-        values = read_safely(self._path, "truth", lambda: self._fit.read(self._rows, m_y, count))
-        labels = self._meaning.read(values)
+        m_x1 = len(self._fit.columns) if m_x1 is None else m_x1
+        labels = np.empty((count, m_x1 - m_x0), np.uint8)
+        for top, end in cut_rows(count, m_x1 - m_x0):
+            read = partial(self._fit.read, self._rows, m_y + top, end - top, m_x0, m_x1)
+            values = read_safely(self._path, "truth", read)
+            labels[top:end] = self._meaning.read(values)
+            self._check(labels[top:end], values, m_x0, m_y + top)
+        return labels
+
+    def _check(self, labels: Labels, values: Values, m_x: int, m_y: int) -> None:
+        """Refuse values that are no class."""
         if labels.max(initial=0) == NO_CLASS:
             y, x = np.argwhere(labels == NO_CLASS)[0]
             raise TruthError(
                 f"{self._path}: the truth holds {self._meaning.describe(values[y, x])} at model pixel "
-                f"({x}, {m_y + y}), expected {self._meaning.expected}"
+                f"({m_x + x}, {m_y + y}), expected {self._meaning.expected}"
             )
-        return labels

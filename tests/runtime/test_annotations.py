@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import tracemalloc
@@ -80,6 +81,44 @@ def test_imagescope_regions_of_each_kind(tmp_path: Path) -> None:
     assert rows[1:9, 1:9].sum() == 64 - 4
     assert rows[11:19, 11:19].sum() == pytest.approx(np.pi * 16, rel=0.1)
     assert rows.sum() == rows[1:9, 1:9].sum() + rows[11:19, 11:19].sum()
+
+
+def write_layers(path: Path, **layers: list[tuple[int, int, str]]) -> Path:
+    """Write squares from one corner to another, negative ones marked by "1", as ImageScope does."""
+    body = ""
+    for name, squares in layers.items():
+        body += f'<Annotation Name="{name}"><Regions>'
+        for low, high, negative in squares:
+            corners = [(low, low), (high, low), (high, high), (low, high)]
+            vertices = "".join(f'<Vertex X="{x}" Y="{y}"/>' for x, y in corners)
+            body += f'<Region Type="1" NegativeROA="{negative}"><Vertices>{vertices}</Vertices></Region>'
+        body += "</Regions></Annotation>"
+    path.write_text(f"<Annotations>{body}</Annotations>")
+    return path
+
+
+@pytest.mark.parametrize("negative_first", [False, True])
+def test_a_negative_region_shows_the_layer_below_wherever_it_stands(
+    tmp_path: Path, open_model, negative_first: bool
+) -> None:
+    card = open_model("threshold").card
+    card = dataclasses.replace(
+        card,
+        class_names=("background", "stroma", "tumor"),
+        class_colors=("#000000", "#00ff00", "#ff0000"),
+        output=dataclasses.replace(card.output, channels=3, threshold=None),
+    )
+    tumor = [(4, 16, "0"), (8, 12, "1")]
+    path = write_layers(
+        tmp_path / "a.xml", stroma=[(0, 18, "0")], tumor=tumor[::-1] if negative_first else tumor
+    )
+    scale = plan_scale(ArraySlide(np.zeros((20, 20, 3), np.uint8), 0.5), 0.5, tolerance=0.05)
+    with open_truth(path, card, scale, (20, 20)) as truth:
+        rows = truth.read(0, 20)
+    expected = np.zeros((20, 20), np.uint8)
+    for (low, high), value in {(0, 18): 1, (4, 16): 2, (8, 12): 1}.items():
+        expected[low:high, low:high] = value
+    np.testing.assert_array_equal(rows, expected)
 
 
 AREA = feature("Polygon", [SQUARE], "Gland")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Iterator
@@ -310,6 +311,18 @@ def test_a_run_is_cancelled_within_one_batch(open_model, batch: int) -> None:
         list(iter_bands(slide, session, plan, on_tiles=note, cancel=cancel))
     assert seen[-1] == 2 * batch
     assert histoseg_threads() == []
+
+
+def test_tiles_that_do_not_run_are_cancelled_one_by_one(open_model) -> None:
+    session, slide, cancel = open_model("conv"), scaled_array(noise(300, 300)), threading.Event()
+    plan = plan_all(slide, session)
+    plan = dataclasses.replace(plan, runs=np.zeros_like(plan.runs))
+    with contextlib.closing(iter_rows(slide, session, plan, cancel=cancel)) as rows:
+        parts = next(rows)
+        next(parts)
+        cancel.set()
+        with pytest.raises(CancelledError, match="cancelled after 0 of 0 tiles"):
+            next(parts)
 
 
 def test_closing_the_iterator_early_stops_every_thread(open_model) -> None:

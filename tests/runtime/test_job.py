@@ -195,6 +195,50 @@ def test_a_cancelled_run_leaves_nothing_behind(open_model, small_slide: Path, tm
     assert tree(tmp_path) == {}
 
 
+class CancellingSlide(ArraySlide):
+    """A slide of one colour that sets an event when it is read for the `after`th time."""
+
+    def __init__(self, rgb: np.ndarray, cancel: threading.Event, after: int) -> None:
+        super().__init__(rgb, 0.5, "field")
+        self.cancel, self.after, self.reads = cancel, after, 0
+
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        self.reads += 1
+        if self.reads == self.after:
+            self.cancel.set()
+        return super().read_level(level, x, y, width, height)
+
+
+@pytest.mark.parametrize("after", [1, 2, 7, 8, 9, 14])
+def test_a_run_without_a_tile_is_cancelled_too(
+    open_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """On bare glass, while tissue is looked for (8 blocks), between, and while the overlay is drawn (8)."""
+    monkeypatch.setattr("histoseg.overview.OVERVIEW_BLOCK_PX", 100)
+    cancel = threading.Event()
+    slide = CancellingSlide(np.full((200, 400, 3), 245, np.uint8), cancel, after)
+    with pytest.raises(CancelledError, match="cancelled"):
+        segment_slide(slide, open_model("conv"), tmp_path, cancel=cancel)
+    assert slide.reads == after
+    assert tree(tmp_path) == {}
+
+
+def test_a_run_cancelled_after_its_last_tile_draws_no_overlay(open_model, tmp_path: Path) -> None:
+    cancel = threading.Event()
+    slide = CancellingSlide(np.full((100, 100, 3), 90, np.uint8), threading.Event(), 0)
+    reads = []
+
+    def note(done: int, total: int) -> None:
+        if done == total:
+            reads.append(slide.reads)
+            cancel.set()
+
+    with pytest.raises(CancelledError, match="cancelled"):
+        segment_slide(slide, open_model("conv"), tmp_path, ALL, cancel=cancel, on_tiles=note)
+    assert reads == [slide.reads]
+    assert tree(tmp_path) == {}
+
+
 def test_a_model_of_fixed_batch_refuses_another(open_model, small_slide: Path, tmp_path: Path) -> None:
     session = open_model("nchw_float_logits")
     with pytest.raises(OptionError, match="--batch is 4, expected 1"):

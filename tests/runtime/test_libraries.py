@@ -36,7 +36,13 @@ OLD_DRIVER = NO_DEVICE.replace(
     [
         (NO_DEVICE, "CUDA failure 100: no CUDA-capable device is detected"),
         (OLD_DRIVER, "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version"),
-        ("[ONNXRuntimeError] : 1 : FAIL : first\nsecond", "[ONNXRuntimeError] : 1 : FAIL : first"),
+        (
+            "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input: x for the "
+            "following indices\n index: 1 Got: 513 Expected: 3\n index: 3 Got: 3 Expected: 513\n Please fix",
+            "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input: x for the "
+            "following indices index: 1 Got: 513 Expected: 3",
+        ),
+        ("[ONNXRuntimeError] : 1 : FAIL : first\n\n", "[ONNXRuntimeError] : 1 : FAIL : first"),
         ("", ""),
     ],
 )

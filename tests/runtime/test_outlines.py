@@ -47,11 +47,52 @@ def test_a_pixel_takes_the_last_area_that_its_centre_is_inside_of(drawn: list[Re
         assert rows[y, x] == (inside[-1] if inside else 3)
 
 
+layered = st.lists(
+    st.tuples(regions, st.lists(st.booleans(), min_size=4, max_size=4)), min_size=1, max_size=3
+)
+
+
+@given(layered, st.integers(0, 10), st.integers(1, 40))
+def test_what_erases_is_cut_out_of_its_own_layer_wherever_it_stands(
+    layers: list[tuple[list[Region], list[bool]]], top: int, cut_px: int
+) -> None:
+    drawn = [
+        Region(None, region.rings, erases, layer)
+        for layer, (positives, flags) in enumerate(layers)
+        for region, erases in zip(positives, flags, strict=False)
+    ]
+    values = list(range(10, 10 + len(drawn)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(histoseg.outlines, "CUT_PX", cut_px)
+        rows = lay(*drawn, values=values).read(top, 8, 2, 15, background=3)
+    for y, x in np.ndindex(rows.shape):
+        expected = 3
+        around = [is_inside(region, x + 2.5, y + top + 0.5) for region in drawn]
+        for layer in range(len(layers)):
+            here = [
+                (region.erases, value)
+                for region, value, inside in zip(drawn, values, around, strict=True)
+                if inside and region.layer == layer
+            ]
+            if here and not any(erases for erases, _ in here):
+                expected = here[-1][1]
+        assert rows[y, x] == expected
+
+
 @given(regions, st.integers(1, 18), st.sampled_from([1.0, 0.5, 3.0, 0.7]))
 def test_bands_of_any_height_join_to_the_same_mask(drawn: list[Region], height: int, scale: float) -> None:
     outlines = lay(*drawn, values=list(range(1, 1 + len(drawn))), scale=scale)
     bands = [outlines.read(top, min(height, SIZE[1] - top)) for top in range(0, SIZE[1], height)]
     np.testing.assert_array_equal(np.concatenate(bands), outlines.read(0, SIZE[1]))
+
+
+@given(regions, st.integers(0, SIZE[0]), st.integers(0, SIZE[0]), st.sampled_from([1.0, 0.5, 3.0, 0.7]))
+def test_some_columns_equal_those_of_the_whole_mask(
+    drawn: list[Region], one: int, other: int, scale: float
+) -> None:
+    x0, x1 = sorted((one, other))
+    outlines = lay(*drawn, values=list(range(1, 1 + len(drawn))), scale=scale)
+    np.testing.assert_array_equal(outlines.read(2, 9, x0, x1), outlines.read(2, 9)[:, x0:x1])
 
 
 @given(

@@ -66,7 +66,7 @@ def test_exactly_the_tiles_that_write_a_pixel_inside_run(
     grid = plan_grid(size, (32, 32), overlap=12, halo=3, stride_multiple=2, crop=crop)
     with open_roi(path, scale_of(*size), size) as roi:
         runs = choose_tiles(grid, roi)
-        np.testing.assert_array_equal(roi.read(0, height), inside)
+        np.testing.assert_array_equal(roi.read(0, height, 0, width), inside)
     for tile in grid.iter_tiles():
         left, top, right, bottom = tile.m_write
         assert runs[tile.row, tile.column] == inside[top:bottom, left:right].any()
@@ -78,8 +78,8 @@ def test_rows_of_a_mask_in_colour_are_inside_where_they_are_not_black(tmp_path: 
     tifffile.imwrite(tmp_path / "roi.tif", rgb, photometric="rgb", tile=(16, 16))
     with open_roi(tmp_path / "roi.tif", scale_of(60, 80), (60, 80)) as roi:
         inside = np.kron(rgb.any(axis=-1), np.ones((2, 2), bool))
-        np.testing.assert_array_equal(roi.read(0, 80), inside)
-        np.testing.assert_array_equal(roi.read(19, 3), inside[19:22])
+        np.testing.assert_array_equal(roi.read(0, 80, 0, 60), inside)
+        np.testing.assert_array_equal(roi.read(19, 3, 0, 60), inside[19:22])
 
 
 @pytest.mark.parametrize("kind", ["ids.tif", "ids.png", "palette.png", "bits.png", "colour.jpg", "grey.jpg"])
@@ -103,7 +103,7 @@ def test_every_value_of_a_mask_but_0_or_black_is_inside(tmp_path: Path, kind: st
         }[kind]
         Image.fromarray(drawn).save(path)
     with open_roi(path, scale_of(60, 80), (60, 80)) as roi:
-        np.testing.assert_array_equal(roi.read(0, 80), inside)
+        np.testing.assert_array_equal(roi.read(0, 80, 0, 60), inside)
 
 
 def test_negative_areas_are_cut_out_and_classes_do_not_matter(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_negative_areas_are_cut_out_and_classes_do_not_matter(tmp_path: Path) ->
     inside[10:50, 10:40] = True
     inside[20:30, 20:30] = False
     with open_roi(tmp_path / "roi.xml", scale_of(60, 80), (60, 80)) as roi:
-        np.testing.assert_array_equal(roi.read(0, 80), inside)
+        np.testing.assert_array_equal(roi.read(0, 80, 0, 60), inside)
         assert roi.m_box == (10, 10, 40, 50)
 
 
@@ -128,13 +128,30 @@ def test_rows_are_looked_at_once_and_only_around_the_areas(tmp_path: Path) -> No
 
     with open_roi(path, scale_of(4000, 4000), (4000, 4000)) as roi:
 
-        def read(m_y: int, count: int) -> np.ndarray:
+        def read(m_y: int, count: int, m_x0: int, m_x1: int) -> np.ndarray:
+            assert (m_x0, m_x1) == (500, 520)
             asked.extend(range(m_y, m_y + count))
-            return roi.read(m_y, count)
+            return roi.read(m_y, count, m_x0, m_x1)
 
         runs = choose_tiles(grid, Roi(path, roi.m_box, read))
         np.testing.assert_array_equal(runs, choose_tiles(grid, roi))
     assert asked == list(range(700, 1500))
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 40_000), st.booleans())
+def test_how_many_columns_are_looked_at_together_changes_no_tile(
+    tmp_path_factory: pytest.TempPathFactory, scan_bytes: int, crop: bool
+) -> None:
+    inside = np.random.default_rng(scan_bytes).random((90, 200)) < 0.002
+    path = tmp_path_factory.mktemp("roi") / "roi.tif"
+    tifffile.imwrite(path, inside.astype(np.uint8), tile=(16, 16), compression="zlib")
+    grid = plan_grid((200, 90), (32, 32), overlap=12, halo=3, stride_multiple=2, crop=crop)
+    with open_roi(path, scale_of(200, 90), (200, 90)) as roi, pytest.MonkeyPatch.context() as patch:
+        roi.footprint = dataclasses.replace(roi.footprint, reading_bytes=0)
+        expected = choose_tiles(grid, roi)
+        patch.setattr("histoseg.roi.SCAN_BYTES", max(scan_bytes, 80 * 4))
+        np.testing.assert_array_equal(choose_tiles(grid, roi), expected)
 
 
 def test_a_mask_that_is_damaged_is_refused_with_its_name(tmp_path: Path) -> None:
@@ -146,9 +163,9 @@ def test_a_mask_that_is_damaged_is_refused_with_its_name(tmp_path: Path) -> None
     data[offset : offset + length] = b"\x77" * length
     path.write_bytes(data)
     with open_roi(path, scale_of(60, 80), (60, 80)) as roi:
-        assert roi.read(0, 40).all()
+        assert roi.read(0, 40, 0, 60).all()
         with pytest.raises(RoiError, match=r"roi\.tif: the region of interest is damaged"):
-            roi.read(40, 40)
+            roi.read(40, 40, 0, 60)
 
 
 @pytest.mark.parametrize(

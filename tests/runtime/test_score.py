@@ -160,22 +160,6 @@ def test_the_sweep_equals_scoring_at_each_threshold(truth: np.ndarray, seed: int
         }
 
 
-class DrawnTruth:
-    """A truth that is an array."""
-
-    def __init__(self, labels: np.ndarray) -> None:
-        self.labels = labels
-
-    def __enter__(self) -> DrawnTruth:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def read(self, m_y: int, count: int) -> np.ndarray:
-        return self.labels[m_y : m_y + count]
-
-
 @given(st.integers(2, 4), st.integers(1, 9), st.integers(1, 11), st.integers(0, 3), st.integers(0, 2**32 - 1))
 def test_bands_in_parts_score_like_the_pixels_inside_at_once(
     classes: int, rows: int, columns: int, kind: int, seed: int
@@ -187,12 +171,12 @@ def test_bands_in_parts_score_like_the_pixels_inside_at_once(
     covered = rng.random(shape) < 0.7
     inside = {0: None, 1: np.ones(shape, bool), 2: np.zeros(shape, bool), 3: rng.random(shape) < 0.5}[kind]
     labels = np.where(covered, probabilities.argmax(-1), background).astype(np.uint8)
-    score = TruthScore(DrawnTruth(truth), NAMES[:classes], background)
+    score = TruthScore(NAMES[:classes], background)
     for y in range(0, shape[0], rows):
         for x in range(0, shape[1], columns):
             part = (slice(y, y + rows), slice(x, x + columns))
             band = Band(y, probabilities[part], covered[part], x)
-            score.add(band, labels[part], None if inside is None else inside[part])
+            score.add(band, truth[part], labels[part], None if inside is None else inside[part])
     chosen = np.ones(shape, bool) if inside is None else inside
     expected = score_confusion(
         count_confusion(truth[chosen], labels[chosen], classes=classes), NAMES[:classes]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -149,6 +150,54 @@ def test_a_card_of_the_wrong_dtype_or_channels_is_refused_before_any_tile_runs(
     wrong = dataclasses.replace(card, input=dataclasses.replace(card.input, dtype="float32"))
     with pytest.raises(CardError, match=r"input\.dtype"):
         open_session(models / "no_card.onnx", provider="cpu", card=write_card(tmp_path / "card.json", wrong))
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "side"),
+    [
+        ((1, 256, 256, 3), "NHWC", 256),
+        ((None, 3, None, None), "NCHW", 64),
+        ((1, 3, 128, 128), "NCHW", 128),
+    ],
+)
+def test_a_card_of_the_wrong_sizes_is_refused_before_any_tile_runs(
+    tmp_path: Path, shared_data: Path, open_model, shape: tuple[int | None, ...], layout: str, side: int
+) -> None:
+    model = shared_data / "onnx" / "prisma_nchw.onnx"
+    right = foreign_card(
+        open_model,
+        side=256,
+        output={"activation": "sigmoid", "channels": 1},
+        names=("input_3", "permute_2"),
+    )
+    wrong = dataclasses.replace(
+        right,
+        patch_size_pixels=(side, side),
+        input=dataclasses.replace(right.input, shape=shape, layout=layout),
+    )
+    with pytest.raises(CardError) as caught:
+        open_session(model, provider="cpu", card=write_card(tmp_path / "card.json", wrong))
+    said = str(caught.value)
+    assert f"'input.shape' is {json.dumps(shape)} ({layout}, tiles of {side}x{side} px)" in said
+    assert "the model takes [null, 3, 256, 256]" in said
+    free = dataclasses.replace(right, input=dataclasses.replace(right.input, shape=(None, 3, None, None)))
+    open_session(model, provider="cpu", card=write_card(tmp_path / "card.json", free)).__exit__(
+        None, None, None
+    )
+
+
+def test_a_fixed_batch_that_the_card_does_not_state_is_refused(
+    tmp_path: Path, models: Path, open_model
+) -> None:
+    """The run would choose a batch of its own."""
+    card = open_model("nchw_float_logits").card
+    free = dataclasses.replace(card, input=dataclasses.replace(card.input, shape=(None, 3, None, None)))
+    with pytest.raises(CardError, match=r"'input.shape' is \[null, 3.*takes \[1, 3, null, null\]"):
+        open_session(
+            models / "nchw_float_logits.onnx",
+            provider="cpu",
+            card=write_card(tmp_path / "card.json", free),
+        )
 
 
 def test_a_model_that_fails_says_so_in_one_line(open_model) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -40,6 +41,33 @@ def test_closing_waits_for_readers_and_refuses_new_ones(real_svs: Path) -> None:
         reader.join()
     assert len(refused) == 4
     assert all("is closed" in message for message in refused)
+
+
+def test_a_slide_that_was_cut_off_is_named_for_what_it_is(real_svs: Path, tmp_path: Path) -> None:
+    """The directories of an SVS lie behind the pixels."""
+    path = tmp_path / "half.svs"
+    whole = real_svs.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        SlideError, match=f"is cut off at {len(whole) // 2} bytes, expected .* at byte"
+    ) as caught:
+        open_slide(path)
+    assert "copy it again" in str(caught.value)
+    assert "vips" not in str(caught.value)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("kept", [4, 40, 200])
+def test_a_tiff_of_any_kind_is_cut_off_or_no_slide(tmp_path: Path, order: str, big: bool, kept: int) -> None:
+    path = tmp_path / "cut.tif"
+    mark = b"II" if order == "<" else b"MM"
+    head = struct.pack(order + "HHHQ", 43, 8, 0, 100) if big else struct.pack(order + "HI", 42, 100)
+    path.write_bytes((mark + head + bytes(300))[:kept])
+    with pytest.raises(
+        SlideError, match="expected a tiled slide" if kept > 100 else f"cut off at {kept} bytes"
+    ):
+        open_slide(path)
 
 
 def test_closing_twice_is_closing_once(real_svs: Path) -> None:

@@ -135,12 +135,32 @@ def test_any_tiny_overview_gives_a_mask_of_its_size(overview: np.ndarray, um_px:
 
 @pytest.mark.parametrize("ink", INKS)
 def test_ink_on_bare_glass_does_not_run(ink: str) -> None:
+    overview, disk = make_glass(900, 1500), np.zeros((900, 1500), bool)
+    disk[:, :900] = draw_disk(900, 280)
+    overview[disk] = (205, 135, 185)
     overview, amount = draw_stroke(
-        make_glass(600, 900), ink, (100, 100), (700, 150), (300, 500), (800, 520), width=70
+        overview, ink, (900, 60), (1300, 150), (900, 500), (1400, 520), (1000, 840), width=70
     )
     tissue = detect_tissue(overview, UM_PX)
-    assert tissue.coverage == 0
+    assert tissue.mask[disk].all()
+    assert not tissue.mask[:, 840:].any()
     assert tissue.ink == pytest.approx((amount > 0.2).mean(), rel=0.15)
+    share = f"{100 * tissue.ink:.2f} % of the slide"
+    assert tissue.note == f"pen marks or black left out: {share} (--no-tissue runs every tile)"
+
+
+@pytest.mark.parametrize("ink", INKS)
+def test_ink_alone_is_taken_for_tissue_unless_it_is_black(ink: str) -> None:
+    """It may be all there is of a section that was stained in that colour."""
+    overview, amount = draw_stroke(make_glass(400, 600), ink, (50, 100), (500, 150), (200, 350), width=40)
+    tissue = detect_tissue(overview, UM_PX)
+    if ink == "black":
+        assert tissue.coverage == 0
+        assert tissue.ink == pytest.approx((amount > 0.2).mean(), rel=0.2)
+        assert tissue.note is not None
+    else:
+        assert tissue.mask[amount > 0.2].all()
+        assert (tissue.ink, tissue.note) == (0, None)
 
 
 @pytest.mark.parametrize("pale", [0.0, 0.8])
@@ -172,6 +192,61 @@ def test_a_blue_counterstain_is_no_ink() -> None:
     overview, disk = make_glass(600, 600), draw_disk(600, 150)
     overview[disk] = (170, 180, 215)
     assert detect_tissue(overview, UM_PX).mask[disk].all()
+
+
+# Haematoxylin without another stain, as scanners show it.
+HAEMATOXYLIN = [(150, 160, 200), (130, 140, 195), (120, 125, 190), (110, 120, 180), (100, 110, 165)]
+
+
+@pytest.mark.parametrize("color", HAEMATOXYLIN)
+@pytest.mark.parametrize("spots", [0, 1, 3])
+@pytest.mark.parametrize("cores", [False, True])
+def test_a_negative_immunostain_is_found_whole(color: tuple[int, int, int], spots: int, cores: bool) -> None:
+    """Blue but for spots of DAB: a section, or needle cores of 1 mm, as slender as strokes of a pen."""
+    overview, tissue = make_glass(800, 800, (243, 242, 245)), np.zeros((800, 800), bool)
+    boxes = [(60 + 120 * i, 100, 84, 600) for i in range(5)] if cores else [(200, 200, 210, 210)]
+    for y, x, height, width in boxes:
+        tissue[y : y + height, x : x + width] = True
+    noise = np.random.default_rng(0).normal(0, 6, (800, 800, 3))
+    overview[tissue] = (np.array(color) + noise).clip(0, 255)[tissue]
+    for i in range(spots):
+        overview[230 + 40 * i : 247 + 40 * i, 220:237] = (140, 95, 60)
+    assert detect_tissue(overview, UM_PX).mask[tissue].all()
+
+
+# What is as dark as a pen and as grey is black.
+vivid = st.tuples(*[st.integers(0, 240)] * 3).filter(
+    lambda rgb: max(rgb) - min(rgb) > 32 or (max(rgb) - min(rgb) > 24 and min(rgb) > 64)
+)
+
+
+@given(vivid, st.integers(20, 120))
+def test_no_colour_of_a_stain_is_lost_where_it_is_alone(color: tuple[int, int, int], size: int) -> None:
+    overview = make_glass(300, 300)
+    overview[100 : 100 + size // 2, 50 : 50 + size] = color
+    tissue = detect_tissue(overview, UM_PX)
+    assert tissue.mask[100 : 100 + size // 2, 50 : 50 + size].all()
+
+
+@given(vivid)
+def test_a_section_of_any_colour_is_found_beside_a_larger_one(color: tuple[int, int, int]) -> None:
+    """It is broader than any stroke."""
+    overview, disk = make_glass(600, 600), np.roll(draw_disk(600, 88), 200, axis=1)
+    overview[:, :220] = (205, 135, 185)
+    overview[disk] = color
+    assert detect_tissue(overview, UM_PX).mask[disk].all()
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_what_was_left_out_is_told_from_a_hundredth_of_what_runs_on(covered: float, ink: float) -> None:
+    mask = np.zeros((10, 100), bool)
+    mask[:, : int(100 * covered)] = True
+    note = TissueMask(mask, (1.0, 1.0), margin_um=0, threshold=5, ink=ink).note
+    if note is None:
+        assert ink <= 0.01 * mask.mean()
+    else:
+        assert ink > 0.01 * mask.mean()
+        assert f"{100 * ink:.2f} % of the slide" in note
 
 
 def test_tissue_of_an_inks_colour_stays_beside_other_tissue() -> None:
@@ -260,6 +335,7 @@ def test_the_report_says_how_the_mask_came_about() -> None:
     assert tissue.report() == {
         "coverage": 0.5,
         "ink": 0.25,
+        "note": "pen marks or black left out: 25.00 % of the slide (--no-tissue runs every tile)",
         "margin_um": 100.0,
         "threshold": 5.0,
         "size_px": [20, 10],

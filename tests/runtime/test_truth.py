@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -97,6 +98,52 @@ def test_rows_of_a_tiff_at_any_scale_equal_those_of_the_same_png(
         rows = by_rows.read(top, count)
         assert rows.shape == (count, m_width)
         np.testing.assert_array_equal(rows, whole.read(0, m_height)[top : top + count])
+
+
+@settings(max_examples=30)
+@given(
+    x=st.tuples(st.integers(0, 59), st.integers(1, 60)),
+    slice_px=st.integers(1, 3000),
+    suffix=st.sampled_from([".png", ".tif"]),
+)
+def test_some_columns_equal_those_of_the_whole_truth(
+    tmp_path_factory: pytest.TempPathFactory, x: tuple[int, int], slice_px: int, suffix: str
+) -> None:
+    (x0, x1), mask = (min(x), max(x[1], x[0] + 1)), random_mask(50, 60, 4)
+    path = write(tmp_path_factory.mktemp("truth") / f"m{suffix}", RGB[mask])
+    with pytest.MonkeyPatch.context() as patch, open_mask(path, (60, 50), 4) as truth:
+        patch.setattr("histoseg.masks.SLICE_PX", slice_px)
+        np.testing.assert_array_equal(truth.read(3, 40, x0, x1), mask[3:43, x0:x1])
+
+
+@pytest.mark.parametrize("tile", [{"tile": (256, 256), "compression": "zlib"}, {}])
+def test_reading_takes_no_more_than_its_footprint_says(tmp_path: Path, tile: dict) -> None:
+    """In colour, over the slide's width and over a panel's."""
+    mask = random_mask(600, 8000, 4)
+    path = write(tmp_path / "mask.tif", RGB[mask], photometric="rgb", **tile)
+    with open_mask(path, (8000, 600), 4) as truth:
+        for m_x0, m_x1 in ((0, 8000), (3000, 3700)):
+            tracemalloc.start()
+            try:
+                for top in (0, 300):
+                    rows = truth.read(top, 300, m_x0, m_x1)
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            np.testing.assert_array_equal(rows, mask[300:, m_x0:m_x1])
+            taken = truth.footprint
+            assert peak < taken.reading_bytes + (m_x1 - m_x0) * (2 * 300 + taken.column_bytes)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_a_strange_value_is_named_with_its_place_on_the_slide(tmp_path: Path, suffix: str) -> None:
+    mask = random_mask(40, 60)
+    mask[31, 52] = 9
+    path = write(tmp_path / f"mask{suffix}", mask)
+    with open_mask(path, (60, 40)) as truth:
+        assert truth.read(0, 40, 0, 52).shape == (40, 52)
+        with pytest.raises(TruthError, match=r"the value 9 at model pixel \(52, 31\)"):
+            truth.read(20, 20, 50, 60)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])

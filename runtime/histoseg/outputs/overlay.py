@@ -7,6 +7,7 @@ objects shrink below a few pixels, the tint follows the share of the area that a
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,11 +32,19 @@ class Overlay:
     """Draws `overlay.png` from bands of labels. Holds the picture's size, not the slide's."""
 
     def __init__(
-        self, path: Path, slide: Slide, m_size: tuple[int, int], colors: tuple[str, ...], background: int
+        self,
+        path: Path,
+        slide: Slide,
+        m_size: tuple[int, int],
+        colors: tuple[str, ...],
+        background: int,
+        *,
+        cancel: Event | None = None,
     ) -> None:
         """Prepare a picture of `slide`, which has `m_size` (width, height) model pixels."""
         self._path = path
         self._slide = slide
+        self._cancel = cancel
         self._colors = np.array([parse_color(color) for color in colors], np.float32)
         self._background = background
         self._factor = -(-max(m_size) // LONG_SIDE_PX)
@@ -55,7 +64,9 @@ class Overlay:
         """Draw and write the picture.
 
         Raises:
+            CancelledError: The run was cancelled.
             OutputError: The file cannot be written.
+            SlideError: The slide is damaged.
         """
         import cv2
 
@@ -63,9 +74,8 @@ class Overlay:
         if rest is not None:
             self._reduce(rest)
         height, width = self._shares.shape
-        rgb = cv2.resize(
-            read_overview(self._slide, max(width, height)), (width, height), interpolation=cv2.INTER_AREA
-        )
+        overview = read_overview(self._slide, max(width, height), cancel=self._cancel)
+        rgb = cv2.resize(overview, (width, height), interpolation=cv2.INTER_AREA)
         picture = self._draw(np.asarray(rgb, np.uint8))
         enlarge = -(-SHORT_SIDE_PX // max(width, height))
         if enlarge > 1:
