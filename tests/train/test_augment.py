@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from histoseg_train.augment import AugmentOptions, change_colors, draw_patch, fold_tissue, jitter_stains, turn
+from histoseg_train.augment import (
+    ELASTIC_SHIFT_PX,
+    AugmentOptions,
+    change_colors,
+    draw_bend,
+    draw_patch,
+    fold_tissue,
+    jitter_stains,
+    turn,
+)
 from histoseg_train.images import Sample
 
 PLAIN = AugmentOptions().without_color()
@@ -44,6 +55,47 @@ def test_image_and_mask_are_scaled_together(size: int, seed: int, scale: float) 
     # interpolated pixels near 127 may fall on either side, never clearly on the wrong one
     assert not np.any((patch.rgb[..., 0] > 192) & (patch.labels == 0))
     assert not np.any((patch.rgb[..., 0] < 64) & (patch.labels == 1))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    size=st.sampled_from([16, 64]),
+    seed=st.integers(0, 999),
+)
+def test_image_and_mask_are_bent_together(height: int, width: int, size: int, seed: int) -> None:
+    sample = image_that_shows_its_mask(height, width, seed)
+    options = AugmentOptions(scale=1.2, elastic=1).without_color()
+    patch = draw_patch(sample, np.random.default_rng(seed), size=size, foreground=0.5, options=options)
+    assert patch.rgb.shape == (size, size, 3)
+    assert not np.any((patch.rgb[..., 0] > 192) & (patch.labels == 0))
+    assert not np.any((patch.rgb[..., 0] < 64) & (patch.labels == 1))
+
+
+@given(size=st.sampled_from([64, 256, 512]), seed=st.integers(0, 9999))
+def test_bends_are_smooth_and_fold_nothing(size: int, seed: int) -> None:
+    bend = draw_bend(np.random.default_rng(seed), size=size)
+    assert 0 < np.abs(bend).max() < 3 * ELASTIC_SHIFT_PX
+    # a pixel that looks further back than its neighbour to the left or above would show tissue twice
+    assert np.diff(bend[..., 0], axis=1).min() > -1
+    assert np.diff(bend[..., 1], axis=0).min() > -1
+
+
+def test_bends_move_tissue() -> None:
+    sample = image_that_shows_its_mask(128, 128, 3)
+    plain, bent = (
+        draw_patch(
+            sample,
+            np.random.default_rng(5),
+            size=128,
+            foreground=0,
+            options=replace(EXACT, elastic=share, turns=False),
+        )
+        for share in (0, 1)
+    )
+    np.testing.assert_array_equal(plain.labels, sample.labels)
+    assert 0.05 < (plain.labels != bent.labels).mean() < 0.5
 
 
 @given(turns=st.integers(0, 3), mirrored=st.booleans())
@@ -111,6 +163,18 @@ def test_foreground_is_sought() -> None:
         return float(np.mean(draws))
 
     assert share(1.0) > share(0.0) + 0.15
+
+
+def test_rare_classes_are_sought_as_often_as_others() -> None:
+    labels = np.zeros((200, 200), np.uint8)
+    labels[:, :100] = 1
+    labels[90:110, 180:] = 2  # one pixel in a hundred
+    sample = Sample(np.zeros((200, 200, 3), np.uint8), labels)
+    rng = np.random.default_rng(0)
+    draws = [draw_patch(sample, rng, size=16, foreground=1, options=EXACT).labels for _ in range(300)]
+    found = [sum(bool((draw == index).any()) for draw in draws) for index in (1, 2)]
+    assert 120 < found[0] < 180
+    assert 120 < found[1] < 180
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (1, 1), (64, 3)])

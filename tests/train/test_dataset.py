@@ -7,6 +7,7 @@ import pytest
 
 from histoseg.errors import DataError
 from histoseg_train.dataset import Dataset, MaskRule, find_dataset, list_items
+from histoseg_train.description import Description, write_description
 
 MakeFolder = Callable[..., Path]
 
@@ -67,6 +68,7 @@ def test_values_keep_zero_for_the_background(make_folder: MakeFolder) -> None:
         ({"colour": "1"}, "unknown field 'source.*colour'"),
         ({"spacing_um_px": "-1"}, "spacing_um_px is -1"),
         ({"weight": "0"}, "weight is 0"),
+        ({"dilate_um": "-1"}, "dilate_um is -1"),
         ({"stems": '["nobody*"]'}, "no image matches 'nobody"),
         ({"held_out": '["nobody"]'}, "no image matches 'nobody'"),
         ({"values": '{ 1 = "a" }'}, "values are"),
@@ -88,6 +90,27 @@ def test_files_that_are_no_dataset_are_refused(tmp_path: Path, text: str) -> Non
     path.write_text(text)
     with pytest.raises(DataError, match=r"set\.toml"):
         find_dataset(path)
+
+
+def test_grown_masks_are_told_of(make_folder: MakeFolder) -> None:
+    dataset = list_items(write_toml(make_folder(2), dilate_um="1.5"))
+    assert dataset.items[0].dilate_um == 1.5
+    assert dataset.sources[0]["masks"] == "grown by 1.5 um"
+
+
+def test_a_described_folder(make_folder: MakeFolder) -> None:
+    folder = make_folder(4)
+    said = Description(0.25, ("a", "b"), ("#000000", "#ffffff"), licence="CC0", patches={"size": 9})
+    write_description(folder, said)
+    for index, name in enumerate(["s_0_0", "s_0_64", "t_1_0_0", "t_1_9_0"]):
+        for kind in ("images", "masks"):
+            (folder / kind / f"im{index}.png").rename(folder / kind / f"{name}.png")
+    dataset = find_dataset(folder, validation=0.5)
+    assert {item.spacing_um_px for item in dataset.items} == {0.25}
+    assert dataset.sources[0]["licence"] == "CC0"
+    assert {item.group for item in dataset.items} == {"s", "t_1"}
+    assert len({item.group for item in dataset.held_out}) == 1
+    assert len(dataset.held_out) == 2
 
 
 def test_unpaired_files_are_refused(make_folder: MakeFolder) -> None:

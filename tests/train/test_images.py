@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from histoseg.errors import DataError
 from histoseg_train.dataset import Item, MaskRule
 from histoseg_train.images import SampleStore, count_pixels, read_sample, resample_labels, resample_rgb
+from histoseg_train.maskfile import MaskReader
 
 WriteItem = Callable[..., Item]
 
@@ -32,11 +34,12 @@ def gray(*values: int) -> np.ndarray:
 
 
 def read(item: Item, classes: int = 2, spacing_um_px: float = 0.5) -> np.ndarray:
-    return read_sample(item, classes=classes, spacing_um_px=spacing_um_px).labels
+    return read_sample(item, MaskReader([item], classes=classes), spacing_um_px=spacing_um_px).labels
 
 
 def test_channels_come_as_rgb(write_item: WriteItem) -> None:
-    sample = read_sample(write_item(gray(0)), classes=2, spacing_um_px=0.5)
+    item = write_item(gray(0))
+    sample = read_sample(item, MaskReader([item], classes=2), spacing_um_px=0.5)
     assert sample.rgb[0, 0].tolist() == [30, 20, 10]
 
 
@@ -73,7 +76,7 @@ def test_a_threshold_reads_jpeg_masks(write_item: WriteItem) -> None:
         (gray(0, 5), 2, MaskRule(values=((0, 0), (1, 1))), "holds the values 0, 5"),
         (gray(0, 1), 2, MaskRule(values=((0, 0), (1, 2))), "for 2 classes"),
         (np.zeros((8, 9), np.uint8), 2, MaskRule(), "9x8 pixels, expected 8x8"),
-        (np.zeros((8, 8), np.uint16), 2, MaskRule(), "uint16"),
+        (np.full((8, 8), 300, np.uint16), 2, MaskRule(), "holds the values 300"),
         (np.full((8, 8, 3), (0, 0, 255), np.uint8), 2, MaskRule(), "colour mask"),
     ],
 )
@@ -94,9 +97,18 @@ def test_unreadable_pictures_are_refused(write_item: WriteItem, content: bytes) 
 
 
 def test_spacing_scales_image_and_mask(write_item: WriteItem) -> None:
-    sample = read_sample(write_item(gray(0)), classes=2, spacing_um_px=1.0)
+    item = write_item(gray(0))
+    sample = read_sample(item, MaskReader([item], classes=2), spacing_um_px=1.0)
     assert sample.rgb.shape == (4, 4, 3)
     assert sample.labels.shape == (4, 4)
+
+
+def test_masks_grow_by_um_at_any_spacing(write_item: WriteItem) -> None:
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, :2] = 1
+    item = replace(write_item(mask), dilate_um=1.0)
+    assert read(item).sum() == 8 * 4  # two pixels of 0.5 um
+    assert read(item, spacing_um_px=1.0).sum() == 4 * 2  # one of 1 um
 
 
 @settings(deadline=None, max_examples=30)

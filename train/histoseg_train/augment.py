@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,13 @@ from histoseg_train.images import Sample
 # Optical densities of haematoxylin, eosin and DAB in red, green and blue, one stain a row: Ruifrok and
 # Johnston 2001, Anal. Quant. Cytol. Histol. 23, with the values of scikit-image's `rgb_from_hed`.
 STAINS_OD = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+
+# Control points of a bent patch lie this many pixels apart, and are moved by this many, one standard
+# deviation, at most: more would fold a patch over itself.
+ELASTIC_GRAIN_PX, ELASTIC_SHIFT_PX = 32, 4.0
+
+# Places that are looked at where there are several classes: of one that covers a percent, some are hit.
+RARE_POINTS = 512
 
 _OD_OF_LEVEL = -np.log((np.arange(256) + 1.0) / 256.0).astype(np.float32)
 
@@ -24,6 +31,8 @@ class AugmentOptions:
     """Flips and quarter turns."""
     scale: float = 1.4
     """Patches are enlarged or shrunk by up to this factor; 1 switches it off."""
+    elastic: float = 0.0
+    """Share of patches that are bent as soft tissue is."""
     stain: float = 0.3
     """Relative spread of the amount of each stain."""
     color: float = 1.0
@@ -37,7 +46,7 @@ class AugmentOptions:
 
     def without_color(self) -> AugmentOptions:
         """Return the same geometry with the colours, the focus and the compression left alone."""
-        return AugmentOptions(turns=self.turns, scale=self.scale, stain=0, color=0, fold=0, blur=0, jpeg=0)
+        return replace(self, stain=0, color=0, fold=0, blur=0, jpeg=0)
 
 
 def draw_patch(
@@ -57,7 +66,11 @@ def draw_patch(
     """
     zoom = float(np.exp(rng.uniform(-1, 1) * np.log(options.scale)))
     center = _draw_center(sample.labels, rng, foreground=foreground)
-    patch = _cut(sample, center, size=size, zoom=zoom, rng=rng)
+    corner = _draw_corner(sample.labels, center, rng, extent=size / zoom)
+    bend = None
+    if options.elastic and rng.random() < options.elastic:
+        bend = draw_bend(rng, size=size)
+    patch = _cut(sample, np.round(corner) if zoom == 1 else corner, size=size, zoom=zoom, bend=bend)
     if options.turns:
         patch = turn(patch, quarter_turns=int(rng.integers(4)), mirrored=bool(rng.integers(2)))
     return Sample(change_colors(patch.rgb, rng, options=options), patch.labels)
@@ -136,38 +149,98 @@ def fold_tissue(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.
 def _draw_center(
     labels: NDArray[np.uint8], rng: np.random.Generator, *, foreground: float
 ) -> NDArray[np.float64]:
-    """Return `(y, x)`: anywhere, or with the chance `foreground` on a class other than the background."""
-    shape = np.array(labels.shape)
-    points = (rng.random((16, 2)) * shape).astype(int)
+    """Return `(y, x)`: anywhere, or with the chance `foreground` on a class other than the background.
+
+    Of several such classes each is as likely as the others, however rare it is in the image.
+    """
+    points = _draw_points(labels, rng, 16)
     if rng.random() < foreground:
-        hits = np.flatnonzero(labels[points[:, 0], points[:, 1]])
-        if hits.size:
-            return points[hits[0]] + 0.5
+        if labels.max() > 1:
+            points = _draw_points(labels, rng, RARE_POINTS)
+        classes = labels[points[:, 0], points[:, 1]]
+        wanted = np.unique(classes[classes > 0])
+        if wanted.size:
+            index = wanted[0] if wanted.size == 1 else rng.choice(wanted)
+            return points[np.argmax(classes == index)] + 0.5
     return points[0] + 0.5
 
 
-def _cut(
-    sample: Sample, center: NDArray[np.float64], *, size: int, zoom: float, rng: np.random.Generator
-) -> Sample:
-    """Return the patch that shows `center` somewhere, keeping it inside the image where that is possible."""
+def _draw_points(labels: NDArray[np.uint8], rng: np.random.Generator, count: int) -> NDArray[np.int64]:
+    return (rng.random((count, 2)) * labels.shape).astype(int)
+
+
+def _draw_corner(
+    labels: NDArray[np.uint8], center: NDArray[np.float64], rng: np.random.Generator, *, extent: float
+) -> NDArray[np.float64]:
+    """Return `(y, x)` where a patch of `extent` image pixels begins that shows `center` somewhere.
+
+    It stays inside the image where that is possible.
+    """
+    free = np.array(labels.shape) - extent
+    corner = center - rng.random(2) * extent
+    return np.where(free > 0, np.clip(corner, 0, np.maximum(free, 0)), free * rng.random(2))
+
+
+def draw_bend(rng: np.random.Generator, *, size: int) -> NDArray[np.float32]:
+    """Draw the elastic deformation of a patch: a smooth random field of shifts.
+
+    Simard, Steinkraus and Platt 2003, https://doi.org/10.1109/ICDAR.2003.1227801, with control points and
+    cubic interpolation between them instead of a field of noise and a Gaussian filter, which costs more.
+
+    Args:
+        rng: Source of all randomness.
+        size: Width and height of the patch.
+
+    Returns:
+        `float32` `(size, size, 2)`: by how many pixels along x and y each pixel looks elsewhere.
+    """
     import cv2
 
-    extent = size / zoom
-    free = np.array(sample.labels.shape) - extent
-    corner = center - rng.random(2) * extent
-    corner = np.where(free > 0, np.clip(corner, 0, np.maximum(free, 0)), free * rng.random(2))
-    if zoom == 1:
-        corner = np.round(corner)
+    points = 2 + -(-size // ELASTIC_GRAIN_PX)
+    spread = rng.uniform(0.2, 1) * ELASTIC_SHIFT_PX
+    shifts = rng.normal(0, spread, (points, points, 2)).clip(-2 * spread, 2 * spread).astype(np.float32)
+    side = points * ELASTIC_GRAIN_PX
+    smooth = cv2.resize(shifts, (side, side), interpolation=cv2.INTER_CUBIC)
+    rim = (side - size) // 2  # where points are missing, the field is stiff
+    return np.asarray(smooth[rim : rim + size, rim : rim + size], np.float32)
+
+
+def _cut(
+    sample: Sample,
+    corner: NDArray[np.float64],
+    *,
+    size: int,
+    zoom: float,
+    bend: NDArray[np.float32] | None = None,
+) -> Sample:
+    """Return the patch that begins at `corner`; what lies outside the image is mirrored."""
+    import cv2
+
     # pixel centres: destination d shows source (d + 0.5) / zoom + corner - 0.5
     (dy, dx) = corner + 0.5 / zoom - 0.5
     back = np.array([[1 / zoom, 0, dx], [0, 1 / zoom, dy]])
+    maps = None if bend is None else _place_bend(bend, back)
 
     def warp(pixels: NDArray[np.uint8], filter_: int) -> NDArray[np.uint8]:
+        border = cv2.BORDER_REFLECT_101
+        if maps is not None:
+            return np.asarray(cv2.remap(pixels, maps[0], maps[1], filter_, borderMode=border), np.uint8)
         flags = filter_ | cv2.WARP_INVERSE_MAP
-        warped = cv2.warpAffine(pixels, back, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
-        return np.asarray(warped, np.uint8)
+        return np.asarray(
+            cv2.warpAffine(pixels, back, (size, size), flags=flags, borderMode=border), np.uint8
+        )
 
     return Sample(warp(sample.rgb, cv2.INTER_LINEAR), warp(sample.labels, cv2.INTER_NEAREST))
+
+
+def _place_bend(bend: NDArray[np.float32], back: NDArray[np.float64]) -> list[NDArray[np.float32]]:
+    """Return x and y of the place in the image that each pixel of a bent patch shows."""
+    steps = np.arange(len(bend), dtype=np.float32)
+    axes = (steps[None, :], steps[:, None])
+    return [
+        ((bend[..., axis] + axes[axis]) * back[axis, axis] + back[axis, 2]).astype(np.float32)
+        for axis in (0, 1)
+    ]
 
 
 def _jitter_hue(rgb: NDArray[np.uint8], rng: np.random.Generator, strength: float) -> NDArray[np.uint8]:

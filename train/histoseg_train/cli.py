@@ -12,6 +12,9 @@ from histoseg import __version__
 from histoseg.errors import HistosegError
 from histoseg_train.commands.evaluate import evaluate
 from histoseg_train.commands.fit import fit
+from histoseg_train.commands.patches import patches
+from histoseg_train.commands.show import show
+from histoseg_train.commands.summary import summary
 
 
 class OneLineErrors(click.Group):
@@ -37,6 +40,9 @@ def main() -> None:
 
 main.add_command(fit)
 main.add_command(evaluate)
+main.add_command(patches)
+main.add_command(show)
+main.add_command(summary)
 
 
 def _terminate(_signal: int, _frame: object) -> None:

@@ -1,7 +1,8 @@
 """Where the images and masks of a training set lie, and which of them are held out.
 
-A training set is a folder with `images/` and `masks/` (and perhaps `val/` with the same inside), or a `.toml`
-file that lists several sources. Both become one list of `Item`s; nothing is decoded here.
+A training set is a folder with `images/` and `masks/` (and perhaps `val/` with the same inside, and a
+`dataset.json`), or a `.toml` file that lists several sources. Both become one list of `Item`s; nothing is
+decoded here.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 import random
 import tomllib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 from histoseg.errors import CardError, DataError
 from histoseg.jsonclass import from_json
+from histoseg_train.description import read_description
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
@@ -26,11 +28,13 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 class MaskRule:
     """How the pixel values of a mask become class indices.
 
-    With neither field, masks hold class indices, or 0 and 255 when there are two classes.
+    With neither field, masks hold class colours, class indices, or 0 and 255 when there are two classes; see
+    `histoseg_train.maskfile`.
     """
 
     threshold: int | None = None
-    """Pixels above it are class 1, the others class 0: for JPEG masks, whose values are smeared."""
+    """Pixels above it, of colours the brightest channel, are class 1, the others class 0. Zero makes two
+    classes of masks that number or colour each object."""
     values: tuple[tuple[int, int], ...] = ()
     """Pairs of pixel value and class index; other values are refused."""
 
@@ -51,6 +55,8 @@ class Source:
     """Names or patterns of the images kept for validation."""
     threshold: int | None = None
     values: dict[str, Any] | None = None
+    dilate_um: float = 0.0
+    """By how much classes grow into the background."""
     weight: float = 1.0
     """How often this source is drawn from, relative to the others."""
     licence: str = "not stated"
@@ -77,6 +83,9 @@ class Item:
     rule: MaskRule
     weight: float
     held_out: bool
+    dilate_um: float = 0.0
+    group: str = ""
+    """What is held out or trained on as a whole, such as a slide; without one, each item alone."""
 
 
 @dataclass(frozen=True)
@@ -143,12 +152,18 @@ def list_items(path: Path, *, root: Path | None = None, threshold: int | None = 
 
 
 def _find_folder(folder: Path, rule: MaskRule) -> Dataset:
-    item = Item(folder.resolve().name, "", folder, folder, None, rule, weight=1.0, held_out=False)
+    name, said = folder.resolve().name, read_description(folder)
+    spacing = said.spacing_um_px if said else None
+    item = Item(name, "", folder, folder, spacing, rule, weight=1.0, held_out=False)
     items = list(_pair(item, folder / "images", folder / "masks", ("*",)))
     if (folder / "val").is_dir():
         kept = replace(item, held_out=True)
         items += _pair(kept, folder / "val" / "images", folder / "val" / "masks", ("*",))
-    return Dataset(tuple(items), ({"name": item.source, "licence": "not stated"},))
+    if said is None:
+        return Dataset(tuple(items), ({"name": name, "licence": "not stated"},))
+    items = [replace(item, group=said.find_slide(item.stem)) for item in items]
+    grown_um = float(said.patches.get("dilate_um", 0))
+    return Dataset(tuple(items), (_describe(name, said.licence, said.citation, dilate_um=grown_um),))
 
 
 def _find_sources(path: Path, root: Path) -> Dataset:
@@ -156,8 +171,14 @@ def _find_sources(path: Path, root: Path) -> Dataset:
     items: list[Item] = []
     for source in sources:
         items += _find_source(source, path, root)
-    words = ({"name": s.name, "licence": s.licence, "citation": s.citation} for s in sources)
+    words = (_describe(s.name, s.licence, s.citation, dilate_um=s.dilate_um) for s in sources)
     return Dataset(tuple(items), tuple(words))
+
+
+def _describe(name: str, licence: str, citation: str, *, dilate_um: float) -> dict[str, str]:
+    """Return what the card says of a source."""
+    words = {"name": name, "licence": licence, "citation": citation}
+    return words | {"masks": f"grown by {dilate_um:g} um"} if dilate_um else words
 
 
 def _read_dataset_file(path: Path) -> tuple[Source, ...]:
@@ -182,6 +203,8 @@ def _find_source(source: Source, path: Path, root: Path) -> list[Item]:
     for key in ("spacing_um_px", "weight"):
         if not getattr(source, key) > 0:
             raise DataError(f"{path}: {source.name}: {key} is {getattr(source, key)}, expected more than 0")
+    if source.dilate_um < 0:
+        raise DataError(f"{path}: {source.name}: dilate_um is {source.dilate_um}, expected 0 or more")
     blank = Item(
         source.name,
         "",
@@ -191,6 +214,7 @@ def _find_source(source: Source, path: Path, root: Path) -> list[Item]:
         _mask_rule(source, path),
         source.weight,
         held_out=False,
+        dilate_um=source.dilate_um,
     )
     patterns = source.stems if source.list is None else _read_list(root / source.list)
     items = list(_pair(blank, root / source.images, root / source.masks, patterns))
@@ -266,10 +290,19 @@ def _match_all(patterns: Iterable[str], stems: Iterable[str], where: str) -> Non
 
 
 def _split(items: tuple[Item, ...], *, share: float, seed: int) -> tuple[Item, ...]:
-    """Return the items with `share` of every source held out, at least one and never all."""
+    """Return the items with `share` of every source's groups held out, at least one and never all."""
     kept: set[tuple[str, str]] = set()
     for source in sorted({item.source for item in items}):
-        stems = sorted(item.stem for item in items if item.source == source)
-        count = min(len(stems) - 1, math.ceil(share * len(stems)))
-        kept |= {(source, stem) for stem in random.Random(f"{seed}/{source}").sample(stems, count)}  # noqa: S311
-    return tuple(replace(item, held_out=(item.source, item.stem) in kept) for item in items)
+        groups = sorted({_group(item) for item in items if item.source == source})
+        kept |= {(source, group) for group in choose_held_out(groups, share=share, seed=f"{seed}/{source}")}
+    return tuple(replace(item, held_out=(item.source, _group(item)) in kept) for item in items)
+
+
+def _group(item: Item) -> str:
+    return item.group or item.stem
+
+
+def choose_held_out(names: Sequence[str], *, share: float, seed: str) -> set[str]:
+    """Return `share` of the names, at least one and never all; the same ones for the same seed."""
+    count = min(len(names) - 1, math.ceil(share * len(names)))
+    return set(random.Random(seed).sample(names, count))  # noqa: S311

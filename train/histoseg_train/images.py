@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histoseg.errors import DataError
-from histoseg_train.dataset import Item, MaskRule
+from histoseg_train.dataset import Item
+from histoseg_train.maskfile import MaskReader
+from histoseg_train.preprocess import dilate_labels
 
 CACHE_BYTES = 2 * 1024**3
 
@@ -26,26 +28,27 @@ class Sample:
     """`(h, w)` class indices."""
 
 
-def read_sample(item: Item, *, classes: int, spacing_um_px: float) -> Sample:
+def read_sample(item: Item, masks: MaskReader, *, spacing_um_px: float) -> Sample:
     """Read and resample one image with its mask.
 
     Args:
         item: Which.
-        classes: Number of classes.
+        masks: Reads the mask.
         spacing_um_px: Wanted um/px.
 
     Raises:
         DataError: A file cannot be decoded, the sizes differ, or the mask holds a value that is no class.
     """
-    rgb = _decode_rgb(item.image)
-    labels = _to_labels(_decode_mask(item.mask), item.rule, classes, item.mask)
+    rgb = decode_rgb(item.image)
+    labels = masks.read(item)
     if rgb.shape[:2] != labels.shape:
         raise DataError(
             f"{item.mask}: {labels.shape[1]}x{labels.shape[0]} pixels, "
             f"expected {rgb.shape[1]}x{rgb.shape[0]} like {item.image.name}"
         )
     factor = 1.0 if item.spacing_um_px is None else item.spacing_um_px / spacing_um_px
-    return Sample(resample_rgb(rgb, factor), resample_labels(labels, factor, classes=classes))
+    labels = resample_labels(labels, factor, classes=masks.classes)
+    return Sample(resample_rgb(rgb, factor), dilate_labels(labels, item.dilate_um / spacing_um_px))
 
 
 def resample_rgb(rgb: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
@@ -77,10 +80,17 @@ class SampleStore:
     """Samples by index, read when first needed and kept as long as they fit into memory."""
 
     def __init__(
-        self, items: Sequence[Item], *, classes: int, spacing_um_px: float, cache_bytes: int = CACHE_BYTES
+        self,
+        items: Sequence[Item],
+        *,
+        classes: int,
+        spacing_um_px: float,
+        colors: Sequence[str] = (),
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
+        """Prepare to read; `colors` are those of the classes, by which masks in colour are read."""
         self.items = tuple(items)
-        self._classes = classes
+        self._masks = MaskReader(self.items, classes=classes, colors=colors)
         self._spacing_um_px = spacing_um_px
         self._cache_bytes = cache_bytes
         self._kept: dict[int, Sample] = {}
@@ -93,7 +103,7 @@ class SampleStore:
         """Return sample `index`; raises what `read_sample` raises."""
         if index in self._kept:
             return self._kept[index]
-        sample = read_sample(self.items[index], classes=self._classes, spacing_um_px=self._spacing_um_px)
+        sample = read_sample(self.items[index], self._masks, spacing_um_px=self._spacing_um_px)
         size = sample.rgb.nbytes + sample.labels.nbytes
         if self._kept_bytes + size <= self._cache_bytes:
             self._kept[index] = sample
@@ -121,25 +131,24 @@ def _scaled_size(pixels: NDArray[np.uint8], factor: float) -> tuple[int, int]:
     return max(1, round(width * factor)), max(1, round(height * factor))
 
 
-def _decode_rgb(path: Path) -> NDArray[np.uint8]:
+def decode_rgb(path: Path) -> NDArray[np.uint8]:
+    """Return the pixels of a PNG, JPEG or TIFF picture, `(h, w, 3)`, as they are stored.
+
+    Raises:
+        DataError: The file cannot be read or decoded.
+    """
     import cv2
 
     bgr = _decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     return np.ascontiguousarray(bgr[..., ::-1])
 
 
-def _decode_mask(path: Path) -> NDArray[np.uint8]:
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Return RGB `(h, w, 3)` or one channel `(h, w)` as a PNG file."""
     import cv2
 
-    mask = _decode(path, cv2.IMREAD_UNCHANGED)
-    if mask.dtype != np.uint8:
-        raise DataError(f"{path}: {mask.dtype} pixels, expected 8 bits; save class indices as uint8")
-    if mask.ndim == 2:
-        return mask
-    gray = mask[..., 0]
-    if not all(np.array_equal(gray, mask[..., c]) for c in range(1, min(3, mask.shape[2]))):
-        raise DataError(f"{path}: a colour mask, expected one channel of class indices; convert it")
-    return gray
+    _, data = cv2.imencode(".png", pixels[..., ::-1] if pixels.ndim == 3 else pixels)
+    return bytes(data)
 
 
 def _decode(path: Path, flags: int) -> NDArray[Any]:
@@ -155,30 +164,3 @@ def _decode(path: Path, flags: int) -> NDArray[Any]:
     if pixels is None:
         raise DataError(f"{path}: not a picture OpenCV can decode; expected PNG, JPEG or TIFF")
     return np.asarray(pixels)
-
-
-def _to_labels(mask: NDArray[np.uint8], rule: MaskRule, classes: int, path: Path) -> NDArray[np.uint8]:
-    if rule.threshold is not None:
-        return (mask > rule.threshold).astype(np.uint8)
-    present = set(np.unique(mask).tolist())
-    pairs = dict(rule.values) or _guess_values(present, classes)
-    wrong = sorted(present - set(pairs))
-    if wrong or max(pairs.values()) >= classes:
-        hint = "; masks of grey levels need a threshold (--mask-threshold 127)" if len(wrong) > 1 else ""
-        raise DataError(
-            f"{path}: holds the values {_shorten(sorted(present))}, expected {_shorten(sorted(pairs))} "
-            f"for {classes} classes{hint}"
-        )
-    table = np.zeros(256, np.uint8)
-    table[list(pairs)] = list(pairs.values())
-    return table[mask]
-
-
-def _guess_values(present: set[int], classes: int) -> dict[int, int]:
-    if classes == 2 and present <= {0, 255}:
-        return {0: 0, 255: 1}
-    return {index: index for index in range(classes)}
-
-
-def _shorten(values: list[int]) -> str:
-    return ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")

@@ -69,4 +69,9 @@ class Job:
 
 def open_store(items: Sequence[Item], target: Target) -> SampleStore:
     """Return the images at the target's um/px."""
-    return SampleStore(items, classes=len(target.class_names), spacing_um_px=target.spacing_um_px)
+    return SampleStore(
+        items,
+        classes=len(target.class_names),
+        spacing_um_px=target.spacing_um_px,
+        colors=target.class_colors,
+    )

@@ -17,6 +17,7 @@ from histoseg.errors import DataError, OptionError, OutputError
 from histoseg.transform import Normalization
 from histoseg_train.architectures import ARCHITECTURES, NetworkOptions, parse_architecture
 from histoseg_train.augment import AugmentOptions
+from histoseg_train.commands.described import take_description
 from histoseg_train.commands.words import format_dice, import_keras, parse_classes
 from histoseg_train.dataset import find_dataset
 from histoseg_train.images import count_pixels
@@ -94,6 +95,12 @@ PATCH_OPTIONS = (
         "--scale", default=1.4, type=click.FloatRange(1, 4), help="Largest random enlargement; 1: none."
     ),
     click.option(
+        "--elastic",
+        default=0.0,
+        type=click.FloatRange(0, 1),
+        help="Share of patches bent by smooth random waves.",
+    ),
+    click.option(
         "--color-augmentation/--no-color-augmentation",
         default=True,
         help="Change stain, colours, focus and compression.",
@@ -122,7 +129,7 @@ def add_options(command: Command) -> Command:
 
 
 @click.command(short_help="Train a network on images and masks.", context_settings={"show_default": True})
-@click.argument("data", type=PATH)
+@click.argument("data", type=PATH, is_eager=True, callback=take_description)
 @click.option("-o", "--output", required=True, type=PATH, help="The model: a .keras or .h5 file.")
 @add_options
 def fit(data: Path, output: Path, **values: Any) -> None:
