@@ -29,6 +29,7 @@ def test_probabilities_at_the_size_of_the_input(options: UnetOptions) -> None:
 @pytest.mark.parametrize("options", VARIANTS, ids=lambda options: options.name)
 def test_the_network_commutes_with_shifts_by_its_stride(options: UnetOptions) -> None:
     """Tiling rests on this: away from the border, a shifted image gives shifted probabilities."""
+    keras.utils.set_random_seed(0)
     model = build_unet((None, None, 3), 2, options=options)
     step = options.stride_multiple
     pixels = np.random.default_rng(0).random((1, 14 * step, 14 * step, 3)).astype(np.float32)
@@ -36,7 +37,7 @@ def test_the_network_commutes_with_shifts_by_its_stride(options: UnetOptions) ->
     shifted = keras.ops.convert_to_numpy(model(pixels[:, step:, step:]))
     middle = slice(6 * step, 8 * step)
     moved = slice(5 * step, 7 * step)
-    np.testing.assert_allclose(shifted[:, moved, moved], whole[:, middle, middle], atol=1e-5)
+    np.testing.assert_allclose(shifted[:, moved, moved], whole[:, middle, middle], atol=1e-4)
 
 
 def test_every_layer_is_named() -> None:
