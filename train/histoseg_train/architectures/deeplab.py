@@ -6,7 +6,7 @@ from typing import Any
 
 from histoseg_train.architectures.blocks import conv_unit, normalize, separable_unit
 from histoseg_train.architectures.encoders import ENCODERS, build_features, build_plain_features
-from histoseg_train.architectures.naming import check_choices
+from histoseg_train.architectures.naming import MOST_FILTERS, check_choices
 
 # of the pyramid's 3x3 convolutions at output stride 16; twice that at 8
 RATES = (6, 12, 18)
@@ -23,8 +23,8 @@ def check_options(options: Any) -> None:
     check_choices(options)
     if options.output_stride not in (8, 16):
         raise ValueError(f"output_stride is {options.output_stride}, expected 8 or 16")
-    if options.width < 1:
-        raise ValueError(f"width is {options.width}, expected 1 or more")
+    if not 1 <= options.width <= MOST_FILTERS:
+        raise ValueError(f"width is {options.width}, expected 1 to {MOST_FILTERS}")
 
 
 def encode(image: Any, options: Any, weights: str | None) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +13,6 @@ from histoseg.transform import Normalization
 from histoseg_train.architectures.atrous import rebuild_encoder
 from histoseg_train.architectures.blocks import conv_unit
 from histoseg_train.kerasfile import read_h5_text, summarize_error
-
-logger = logging.getLogger(__name__)
 
 IMAGENET = "imagenet"
 

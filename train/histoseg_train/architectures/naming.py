@@ -11,6 +11,9 @@ from histoseg.errors import OptionError
 
 T = TypeVar("T")
 
+# a slip of a digit makes networks that fit in no memory
+MOST_FILTERS = 8192
+
 
 def number(letter: str, default: int | None, *, shown: bool = False) -> Any:
     """Declare an option that a name gives as a letter and a number.
@@ -46,7 +49,10 @@ def parse_options(name: str, options_type: Callable[..., T]) -> T:
     """
     values: dict[str, Any] = {}
     for part in name.split("-")[1:]:
-        values.update(_read_part(name, part, options_type))
+        option, value = _read_part(name, part, options_type)
+        if option in values:
+            raise OptionError(f"--arch is '{name}': it gives {option} twice, expected it once; leave one out")
+        values[option] = value
     return make_options(name, options_type, values)
 
 
@@ -74,13 +80,33 @@ def check_choices(options: Any) -> None:
             raise ValueError(f"{item.name} is '{value}', expected one of {', '.join(choices)}")
 
 
-def _read_part(name: str, part: str, options_type: Any) -> dict[str, Any]:
-    found = re.fullmatch(r"([a-z])(\d+)", part)
+def check_size(width: int, depth: int, *, most_levels: int = 10, cap: int | None = None) -> None:
+    """Refuse levels and filters that make no network, or one that fits in no memory.
+
+    Args:
+        width: Filters of the first level; each level below has twice as many.
+        depth: How often the image is halved.
+        most_levels: How often it may be.
+        cap: The most filters of any level; `None` for no limit of the architecture's own.
+
+    Raises:
+        ValueError: The message names what is out of bounds.
+    """
+    if width < 1 or not 1 <= depth <= most_levels:
+        raise ValueError(f"width is {width} and depth {depth}, expected 1 or more, and 1 to {most_levels}")
+    filters = width * 2**depth if cap is None else min(width * 2**depth, cap)
+    if filters > MOST_FILTERS:
+        raise ValueError(f"the widest level has {filters} filters, expected at most {MOST_FILTERS}")
+
+
+def _read_part(name: str, part: str, options_type: Any) -> tuple[str, Any]:
+    """Return an option and its value."""
+    found = re.fullmatch(r"([a-z])([0-9]{1,9})", part)
     for item in fields(options_type):
         if found and item.metadata.get("letter") == found[1]:
-            return {item.name: int(found[2])}
+            return item.name, int(found[2])
         if part in item.metadata.get("choices", ()):
-            return {item.name: part}
+            return item.name, part
     raise OptionError(f"--arch is '{name}': '{part}' is no option, expected {_list_options(options_type)}")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from histoseg_train.architectures.blocks import classify, conv_block
 from histoseg_train.architectures.encoders import load_vgg_weights
-from histoseg_train.architectures.naming import format_name, number
+from histoseg_train.architectures.naming import check_size, format_name, number
 
 # of VGG16, finest level first
 CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -29,8 +29,7 @@ class SegnetOptions:
 
     def __post_init__(self) -> None:
         """Refuse sizes that make no network."""
-        if self.width < 1 or not 1 <= self.depth <= len(CONVOLUTIONS):
-            raise ValueError(f"width is {self.width} and depth {self.depth}, expected 1 or more, and 1 to 5")
+        check_size(self.width, self.depth, most_levels=len(CONVOLUTIONS), cap=_WIDEST * self.width)
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from histoseg_train.architectures.blocks import classify, conv_block, conv_unit, up_join
 from histoseg_train.architectures.encoders import ENCODERS, build_features
-from histoseg_train.architectures.naming import check_choices, format_name, number, word
+from histoseg_train.architectures.naming import check_choices, check_size, format_name, number, word
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,7 @@ class UnetOptions:
     def __post_init__(self) -> None:
         """Refuse sizes that make no network."""
         check_choices(self)
-        if self.width < 1 or self.depth < 1:
-            raise ValueError(f"width is {self.width} and depth {self.depth}, expected 1 or more")
+        check_size(self.width, self.depth, cap=self.max_width)
         if self.max_width is not None and self.max_width < self.width:
             raise ValueError(f"max_width is {self.max_width}, expected at least the width, {self.width}")
         if self.stem_stride not in (1, 2):

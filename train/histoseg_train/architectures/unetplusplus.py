@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from histoseg_train.architectures.blocks import classify, conv_block, up_join
-from histoseg_train.architectures.naming import format_name, number
+from histoseg_train.architectures.naming import check_size, format_name, number
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,7 @@ class UnetPlusPlusOptions:
 
     def __post_init__(self) -> None:
         """Refuse sizes that make no network."""
-        if self.width < 1 or self.depth < 1:
-            raise ValueError(f"width is {self.width} and depth {self.depth}, expected 1 or more")
+        check_size(self.width, self.depth)
 
     @property
     def name(self) -> str:
