@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from histoseg_train.cli import main
+from histoseg.errors import HistosegError
+from histoseg_train.cli import command
 from histoseg_train.metadata import require_metadata
 
 MakeFolder = Callable[..., Path]
@@ -21,7 +22,7 @@ TINY = shlex.split("--arch=unet-w2-d1 --patch=16 --batch=1 --steps=1 --epochs=1"
 
 
 def run(*words: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words])
+    return CliRunner().invoke(command, [str(word) for word in words])
 
 
 def test_fit_and_evaluate(make_folder: MakeFolder, tmp_path: Path) -> None:
@@ -61,8 +62,8 @@ def test_help(words: list[str]) -> None:
 
 def test_help_is_quick_and_loads_no_keras() -> None:
     code = (
-        "import sys\nfrom histoseg_train.cli import main\n"
-        "main(['fit', '--help'], standalone_mode=False)\n"
+        "import sys\nfrom histoseg_train.cli import command\n"
+        "command(['fit', '--help'], standalone_mode=False)\n"
         "sys.exit(str({'keras', 'tensorflow', 'cv2', 'matplotlib'} & set(sys.modules)))"
     )
     start = time.monotonic()
@@ -119,20 +120,19 @@ def test_bad_data_end_in_one_line_and_exit_1(
 ) -> None:
     done = run("fit", ruin(make_folder(3)), "-o", tmp_path / "m.keras", *TINY)
     assert done.exit_code == 1
-    assert len(done.output.strip().splitlines()) == 1
-    assert done.output.startswith("Error: ")
-    assert isinstance(done.exception, SystemExit)
+    assert isinstance(done.exception, HistosegError)
+    assert len(str(done.exception).splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_an_absent_output_folder_is_refused(make_folder: MakeFolder, tmp_path: Path) -> None:
     done = run("fit", make_folder(3), "-o", tmp_path / "absent" / "m.keras", *TINY)
     assert done.exit_code == 1
-    assert "create it first" in done.output
+    assert "create it first" in str(done.exception)
 
 
 def test_evaluate_refuses_foreign_models(make_folder: MakeFolder, tmp_path: Path) -> None:
     (tmp_path / "m.h5").write_bytes(b"rubbish")
     done = run("evaluate", tmp_path / "m.h5", make_folder(2))
     assert done.exit_code == 1
-    assert "neither a .keras archive nor an HDF5 file" in done.output
+    assert "neither a .keras archive nor an HDF5 file" in str(done.exception)

@@ -13,16 +13,21 @@ import cv2
 import keras
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from histoseg.errors import DataError
 from histoseg_train.architectures import UnetOptions, build_unet
+from histoseg_train.callbacks import find_best
 from histoseg_train.dataset import find_dataset
 from histoseg_train.evaluate import evaluate_samples, predict_labels
-from histoseg_train.fit import fit_model
+from histoseg_train.fit import Listener, fit_model
 from histoseg_train.history import Epoch
 from histoseg_train.job import FitOptions, Job, PatchOptions, Target, open_store
 from histoseg_train.metadata import require_metadata
 from histoseg_train.modelfile import load_model
+from histoseg_train.network import clone_half
+from histoseg_train.validation import predict_probabilities, validate_network
 
 MakeFolder = Callable[..., Path]
 
@@ -50,9 +55,9 @@ def weights(path: Path) -> list[np.ndarray]:
 
 def test_fit_writes_model_history_and_curve(job: Job, tmp_path: Path) -> None:
     epochs: list[Epoch] = []
-    best = fit_model(job, tmp_path / "m.keras", report=epochs.append)
+    best = fit_model(job, tmp_path / "m.keras", listener=Listener(epochs.append))
     written = {path.name for path in tmp_path.iterdir() if path.is_file()}
-    assert written == {"m.keras", "m.history.csv", "m.learning_curve.png"}
+    assert written == {"m.keras", "m.history.csv", "m.learning_curve.png", "m.preview.png"}
     rows = list(csv.DictReader((tmp_path / "m.history.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert float(rows[1]["loss"]) == pytest.approx(epochs[1].loss, abs=1e-4)
@@ -73,7 +78,7 @@ def test_the_best_epoch_is_what_is_stored(job: Job, tmp_path: Path) -> None:
     # a rate this high ruins the model in some epoch, so that the best is not the last
     wild = replace(job, fit=replace(job.fit, epochs=5, learning_rate=0.5))
     epochs: list[Epoch] = []
-    best = fit_model(wild, tmp_path / "m.keras", report=epochs.append)
+    best = fit_model(wild, tmp_path / "m.keras", listener=Listener(epochs.append))
     assert best.val_dice == max(epoch.val_dice for epoch in epochs)
     result = evaluate_samples(
         load_model(tmp_path / "m.keras"), job.held_out, classes=2, normalization="unit", stride_multiple=2
@@ -89,6 +94,8 @@ def test_the_same_seed_gives_the_same_weights_in_both_formats(job: Job, tmp_path
         np.testing.assert_array_equal(one, other)
     first, second = require_metadata(tmp_path / "a.keras"), require_metadata(tmp_path / "b.h5")
     assert replace(first, training={}) == replace(second, training={})
+    assert (tmp_path / "a.history.csv").is_file()
+    assert (tmp_path / "b.h5.history.csv").is_file(), "beside a b.keras it would be taken for that one's"
 
 
 def test_training_learns(job: Job, tmp_path: Path) -> None:
@@ -108,11 +115,11 @@ def test_patience_and_time_limit_stop_training(job: Job, tmp_path: Path) -> None
         fit=replace(job.fit, epochs=9, learning_rate=1e-12, patience=1),
     )
     epochs: list[Epoch] = []
-    fit_model(frozen, tmp_path / "m.keras", report=epochs.append)
+    fit_model(frozen, tmp_path / "m.keras", listener=Listener(epochs.append))
     assert len(epochs) < 9
     epochs.clear()
     hurried = replace(job, fit=replace(job.fit, epochs=9, max_minutes=1e-4))
-    fit_model(hurried, tmp_path / "m.keras", report=epochs.append)
+    fit_model(hurried, tmp_path / "m.keras", listener=Listener(epochs.append))
     assert len(epochs) == 1
 
 
@@ -120,6 +127,56 @@ def test_an_infinite_loss_is_an_error(job: Job, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--learning-rate"):
         fit_model(replace(job, fit=replace(job.fit, learning_rate=float("inf"))), tmp_path / "m.keras")
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []
+
+
+@pytest.mark.parametrize("kind", ["half", "sgd", "adam", "plateau"])
+def test_every_way_to_train_saves_a_plain_model(job: Job, tmp_path: Path, kind: str) -> None:
+    options = {
+        "half": {"mixed_precision": True, "learning_rate": 0.02},
+        "sgd": {"optimizer": "sgd", "schedule": "constant", "learning_rate": 0.1, "monitor": "miou"},
+        "adam": {"optimizer": "adam", "monitor": "loss"},
+        "plateau": {"schedule": "plateau", "plateau_patience": 1},
+    }
+    fit = replace(job.fit, epochs=3, **options[kind])
+    epochs: list[Epoch] = []
+    patches = replace(job.patches, steps=12)
+    fit_model(replace(job, fit=fit, patches=patches), tmp_path / "m.keras", listener=Listener(epochs.append))
+    assert epochs[-1].loss < epochs[0].loss
+    model = load_model(tmp_path / "m.keras")
+    assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
+    assert {weight.dtype for weight in model.weights} == {"float32"}
+    result = validate_network(model, job)
+    best = find_best(epochs)
+    assert result.dice == pytest.approx(best.val_dice)
+    assert (result.loss, result.miou) == pytest.approx((best.val_loss, best.val_miou), rel=1e-5)
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 99))
+def test_half_precision_computes_nearly_the_same(seed: int) -> None:
+    keras.utils.set_random_seed(seed)
+    model = build_unet((32, 32, 3), 3, options=UnetOptions(width=4, depth=2))
+    pixels = np.random.default_rng(seed).random((2, 32, 32, 3), np.float32)
+    half = clone_half(model)
+    assert {str(weight.dtype) for weight in half.weights} == {"float32"}
+    computed = keras.ops.convert_to_numpy(half(pixels))
+    assert computed.dtype == np.float32
+    whole = keras.ops.convert_to_numpy(model(pixels))
+    assert 0 < np.abs(computed - whole).max() < 0.02
+
+
+def test_validation_is_the_mean_over_sources_of_pooled_counts(job: Job) -> None:
+    model = build_unet((None, None, 3), 2, options=job.network)
+    result = validate_network(model, job)
+    truth, guess = [], []
+    for index in range(len(job.held_out)):
+        sample = job.held_out[index]
+        truth.append(sample.labels.ravel())
+        guess.append(np.argmax(predict_probabilities(model, sample.rgb, job), axis=-1).ravel())
+    t, g = np.concatenate(truth), np.concatenate(guess)
+    ious = [np.sum((t == c) & (g == c)) / np.sum((t == c) | (g == c)) for c in (0, 1)]
+    assert result.miou == pytest.approx(np.mean(ious))
+    assert result.dice == pytest.approx(2 * np.sum(t & g) / (t.sum() + g.sum()))
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (17, 31), (3, 5)])

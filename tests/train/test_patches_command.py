@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from histoseg.demo import draw_slide, write_pyramid
-from histoseg.errors import DataError
-from histoseg_train.cli import main
+from histoseg.errors import DataError, HistosegError
+from histoseg_train.cli import command
 from histoseg_train.dataset import find_dataset, list_items
 from histoseg_train.images import SampleStore, count_pixels
 
@@ -29,9 +29,9 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(slides: Path, output: Path, *words: object, pattern: str = "*.tif") -> Result:
-    command = ["patches", slides / pattern, "--annotations", slides, "-o", output, "--size", 128, *words]
-    return CliRunner().invoke(main, [str(word) for word in command])
+def run(slides: Path, output: Path, *more: object, pattern: str = "*.tif") -> Result:
+    words = ["patches", slides / pattern, "--annotations", slides, "-o", output, "--size", 128, *more]
+    return CliRunner().invoke(command, [str(word) for word in words])
 
 
 def test_slides_become_a_training_set_split_by_slide(slides: Path, tmp_path: Path) -> None:
@@ -89,8 +89,8 @@ def test_what_fails_leaves_nothing(slides: Path, tmp_path: Path, ruin: Callable[
     ruin(tmp_path)
     done = run(tmp_path, tmp_path / "made" / "data")
     assert done.exit_code == 1
-    assert done.output.splitlines()[-1].startswith("Error: ")
-    assert "s2" in done.output.splitlines()[-1]
+    assert isinstance(done.exception, HistosegError)
+    assert "s2" in str(done.exception)
     assert not (tmp_path / "made").exists()
 
 
@@ -99,7 +99,7 @@ def test_an_existing_folder_is_never_replaced(slides: Path, tmp_path: Path) -> N
     (tmp_path / "data" / "mine.txt").touch()
     done = run(slides, tmp_path / "data")
     assert done.exit_code == 1
-    assert "expected a free name" in done.output
+    assert "expected a free name" in str(done.exception)
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["mine.txt"]
 
 

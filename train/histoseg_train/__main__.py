@@ -1,5 +1,5 @@
-"""`python -m histoseg_train`, the same as `histoseg-train`."""
+"""`python -m histoseg_train`."""
 
 from histoseg_train.cli import main
 
-main(prog_name="histoseg-train")
+main()

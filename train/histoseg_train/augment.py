@@ -254,13 +254,19 @@ def _jitter_hue(rgb: NDArray[np.uint8], rng: np.random.Generator, strength: floa
 
 
 def _jitter_levels(rgb: NDArray[np.uint8], rng: np.random.Generator, strength: float) -> NDArray[np.uint8]:
-    """Change contrast and brightness, the gamma, and the balance of the three colours."""
+    """Change contrast and brightness, the gamma, and the balance of the three colours.
+
+    Contrast turns around the mean of the patch, and brightness multiplies: what is dim in a dark image of
+    fluorescence does not fall below black.
+    """
     contrast, gamma = np.exp(rng.uniform(-0.2, 0.2, 2) * strength)
-    brightness = rng.uniform(-0.08, 0.08) * strength
+    brightness = np.exp(rng.uniform(-0.12, 0.12) * strength)
     balance = 1 + rng.uniform(-0.06, 0.06, 3) * strength
     level = np.arange(256)[:, None] / 255.0
-    table = ((np.clip(level * balance, 0, 1) ** gamma - 0.5) * contrast + 0.5 + brightness) * 255
-    table = np.clip(np.round(table), 0, 255).astype(np.uint8)
+    levels = np.clip(level * balance, 0, 1) ** gamma * brightness
+    shares = [np.bincount(rgb[..., channel].ravel(), minlength=256) for channel in range(3)]
+    mean = np.sum(levels * np.transpose(shares)) / rgb.size
+    table = np.clip(np.round(((levels - mean) * contrast + mean) * 255), 0, 255).astype(np.uint8)
     return np.stack([table[rgb[..., channel], channel] for channel in range(3)], axis=-1)
 
 

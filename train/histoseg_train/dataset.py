@@ -1,18 +1,17 @@
 """Where the images and masks of a training set lie, and which of them are held out.
 
 A training set is a folder with `images/` and `masks/` (and perhaps `val/` with the same inside, and a
-`dataset.json`), or a `.toml` file that lists several sources. Both become one list of `Item`s; nothing is
-decoded here.
+`dataset.json`), or a `.toml` file that lists several sources, or the name of a recipe that travels with the
+package. All become one list of `Item`s; nothing is decoded here.
 """
 
 from __future__ import annotations
 
 import math
 import random
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 from histoseg.errors import CardError, DataError
 from histoseg.jsonclass import from_json
 from histoseg_train.description import read_description
+from histoseg_train.recipes import SUFFIX, find_recipe, is_shipped, list_recipes, read_toml
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
@@ -51,6 +51,8 @@ class Source:
     """Names without suffix, or patterns with `*` and `?`, of the images to use."""
     list: str | None = None
     """A text file with one such name a line, which replaces `stems`."""
+    except_list: str | None = None
+    """A text file with one name a line, of the images not to use."""
     held_out: tuple[str, ...] = ()
     """Names or patterns of the images kept for validation."""
     threshold: int | None = None
@@ -68,6 +70,8 @@ class DatasetFile:
     """A `.toml` dataset file."""
 
     source: tuple[Source, ...]
+    fit: dict[str, Any] = field(default_factory=dict)
+    """Options of `histoseg-train fit`; see `histoseg_train.recipes`."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +121,9 @@ def find_dataset(
     """List the images and masks of a folder or of a `.toml` dataset file.
 
     Args:
-        path: The folder or file.
-        root: Folder that the paths in the file are relative to, instead of the file's own.
+        path: The folder or file, or the name of a recipe that travels with the package.
+        root: Folder that the paths in the file are relative to, instead of the file's own, or of the current
+            folder where the recipe travels with the package.
         threshold: For a folder: grey level above which a mask pixel is class 1.
         validation: Share of images to hold out when neither `val/` nor the file names any.
         seed: Chooses which.
@@ -145,10 +150,15 @@ def list_items(path: Path, *, root: Path | None = None, threshold: int | None = 
     """
     if path.is_dir():
         return _find_folder(path, MaskRule(threshold=threshold))
-    if path.suffix.lower() == ".toml":
-        return _find_sources(path, root or path.parent)
+    if path.suffix.lower() == SUFFIX and path.is_file():
+        return _find_sources(path, root or (Path() if is_shipped(path) else path.parent))
+    if str(path) in list_recipes():
+        return _find_sources(find_recipe(path), root or Path())
     found = "a file" if path.exists() else "nothing"
-    raise DataError(f"{path}: found {found}, expected a folder with images/ and masks/, or a .toml file")
+    raise DataError(
+        f"{path}: found {found}, expected a folder with images/ and masks/, a .toml file, or a recipe: "
+        f"{', '.join(list_recipes())}"
+    )
 
 
 def _find_folder(folder: Path, rule: MaskRule) -> Dataset:
@@ -183,12 +193,7 @@ def _describe(name: str, licence: str, citation: str, *, dilate_um: float) -> di
 
 def _read_dataset_file(path: Path) -> tuple[Source, ...]:
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-        sources = from_json(DatasetFile, document).source
-    except OSError as error:
-        raise DataError(f"{path}: cannot read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not TOML: {error}") from error
+        sources = from_json(DatasetFile, read_toml(path)).source
     except CardError as error:
         raise DataError(f"{path}: {error}") from error
     twice = [name for name, count in Counter(source.name for source in sources).items() if count > 1]
@@ -218,6 +223,9 @@ def _find_source(source: Source, path: Path, root: Path) -> list[Item]:
     )
     patterns = source.stems if source.list is None else _read_list(root / source.list)
     items = list(_pair(blank, root / source.images, root / source.masks, patterns))
+    if source.except_list is not None:
+        left_out = frozenset(_read_list(root / source.except_list))
+        items = [item for item in items if item.stem not in left_out]
     _match_all(source.held_out, [item.stem for item in items], f"{path}: {source.name}: held_out")
     return [replace(item, held_out=_matches(item.stem, source.held_out)) for item in items]
 

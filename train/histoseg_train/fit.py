@@ -4,37 +4,69 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
+from histoseg.arrays import Labels, Pixels
 from histoseg.errors import DataError
-from histoseg_train.architectures import build_architecture
-from histoseg_train.callbacks import BestCheckpoint, WarmUpCosine
+from histoseg_train.callbacks import BestCheckpoint, LearningRate, find_best
 from histoseg_train.dataset import Dataset
-from histoseg_train.evaluate import Evaluation, evaluate_samples
 from histoseg_train.history import Epoch, draw_learning_curve, write_history
 from histoseg_train.job import Job
-from histoseg_train.losses import cross_entropy_dice_loss
 from histoseg_train.metadata import KerasMetadata
 from histoseg_train.modelfile import save_model
+from histoseg_train.network import Network, build_network
 from histoseg_train.patches import PatchBatches
+from histoseg_train.preview import cut_tiles, write_preview
+from histoseg_train.resume import (
+    RunState,
+    assign_variables,
+    describe_run,
+    find_state,
+    read_variables,
+    write_state,
+)
+from histoseg_train.tensorboard import open_events
+from histoseg_train.validation import Validation, predict_probabilities, validate_network
 
 # a card names this many held-out images of a source and counts the rest
 MAX_NAMES = 40
 
 
-def fit_model(job: Job, output: Path, *, report: Callable[[Epoch], None] = lambda _: None) -> Epoch:
+@dataclass(frozen=True)
+class Listener:
+    """Who is told what happens."""
+
+    report: Callable[[Epoch], None] = lambda _: None
+    """Called after every epoch, when all its files are written."""
+    tell: Callable[[str], None] = lambda _: None
+    """Called with one line about a run that was left unfinished."""
+
+
+def fit_model(
+    job: Job,
+    output: Path,
+    *,
+    listener: Listener | None = None,
+    restart: bool = False,
+    tensorboard: Path | None = None,
+) -> Epoch:
     """Train a network and save the weights of its best epoch.
 
     The model file is replaced whenever an epoch is the best so far, so that a run that is interrupted leaves
-    its best model. `<stem>.history.csv` and `<stem>.learning_curve.png` are written beside it.
+    its best model. History, learning curve and a preview of held-out tiles are written beside it, and while
+    training lasts its state, with which the same job goes on where it was interrupted.
 
     Args:
         job: What to train, on what, and how.
         output: A `.keras` or `.h5` file.
-        report: Called after every epoch.
+        listener: Is told of epochs.
+        restart: Begin afresh, whatever was left.
+        tensorboard: Folder to write figures for TensorBoard into.
 
     Returns:
         The best epoch.
@@ -43,35 +75,49 @@ def fit_model(job: Job, output: Path, *, report: Callable[[Epoch], None] = lambd
         DataError: An image or mask does not fit, or the loss is no number.
         OutputError: A file cannot be written.
     """
+    listener = listener or Listener()
     keras.utils.set_random_seed(job.fit.seed)
-    classes = len(job.target.class_names)
-    model = build_architecture((None, None, 3), classes, options=job.network, weights=job.weights)
+    network, run, state_path = build_network(job), describe_run(job), _beside(output, "state")
+    state = None if restart else find_state(state_path, run, tell=listener.tell)
+    draw = _prepare_pictures(network, job, output)
+
+    def write_files(epoch: Epoch) -> None:
+        draw(checkpoint.epochs)
+        add_figures(epoch)
+        values = read_variables(network.variables)
+        write_state(
+            state_path, RunState(tuple(checkpoint.epochs), values, tuple(checkpoint.best_weights)), run
+        )
+        listener.report(epoch)
+
     checkpoint = BestCheckpoint(
-        validate=lambda: _validate(model, job),
-        keep=lambda epochs: save_model(model, output, describe(job, epochs)),
-        report=_write_then(report, lambda: write_history(_beside(output, "history.csv"), checkpoint.epochs)),
+        validate=lambda: _validate(network, job),
+        keep=lambda: save_model(network.model, output, describe(job, checkpoint.epochs)),
+        report=write_files,
         patience=job.fit.patience,
+        monitor=job.fit.monitor,
     )
-    _train(model, job, checkpoint)
-    if checkpoint.best_weights is None:
-        raise DataError("the loss became infinite in the first epoch; lower --learning-rate")
-    checkpoint.model.set_weights(checkpoint.best_weights)
-    save_model(model, output, describe(job, checkpoint.epochs))
-    draw_learning_curve(_beside(output, "learning_curve.png"), checkpoint.epochs)
+    if state is not None:
+        _restore(network, checkpoint, state)
+    with open_events(tensorboard) as add_figures:
+        _train(network, job, checkpoint)
+    _finish(network, job, output, checkpoint)
+    state_path.unlink(missing_ok=True)
     return checkpoint.best
 
 
 def describe(job: Job, epochs: list[Epoch]) -> KerasMetadata:
     """Return the metadata of the best of `epochs`."""
-    best = next(epoch for epoch in reversed(epochs) if epoch.is_best)
-    dice = Evaluation(best.val_dice, best.per_source).to_json()
+    best = find_best(epochs)
     training = {
         "data": _describe_sources(job.dataset),
         "held_out": _describe_held_out(job.dataset),
-        "dice": dice,
+        "dice": _describe_dice(best),
         "epochs": len(epochs),
         "best_epoch": best.number,
         "seconds": round(epochs[-1].seconds),
+        "loss": dict(job.loss.terms),
+        "monitor": job.fit.monitor,
         "seed": job.fit.seed,
         "stride_multiple": job.network.stride_multiple,
         "command": job.command,
@@ -87,41 +133,69 @@ def describe(job: Job, epochs: list[Epoch]) -> KerasMetadata:
     )
 
 
-def _train(model: Any, job: Job, checkpoint: BestCheckpoint) -> None:
-    # a second model around the same layers is compiled, so that the saved one carries no optimizer or loss
-    trainer = keras.Model(model.inputs, model.outputs)
-    optimizer = keras.optimizers.AdamW(job.fit.learning_rate, weight_decay=job.fit.weight_decay, clipnorm=1.0)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    trainer.compile(optimizer=optimizer, loss=cross_entropy_dice_loss, jit_compile=False)
-    rate = WarmUpCosine(
-        peak=job.fit.learning_rate,
-        steps=job.fit.epochs * job.patches.steps,
-        max_seconds=None if job.fit.max_minutes is None else 60 * job.fit.max_minutes,
+def _restore(network: Network, checkpoint: BestCheckpoint, state: RunState) -> None:
+    assign_variables(network.variables, state.variables)
+    checkpoint.epochs.extend(state.epochs)
+    checkpoint.best_weights = list(state.best_weights)
+
+
+def _train(network: Network, job: Job, checkpoint: BestCheckpoint) -> None:
+    done = len(checkpoint.epochs)
+    rate = LearningRate(job.fit, steps=job.patches.steps, epochs=checkpoint.epochs)
+    if checkpoint.is_exhausted or rate.is_time_up:
+        return
+    batches = PatchBatches(
+        job.training, job.patches, job.target.normalization, seed=job.fit.seed, first_epoch=done
     )
-    batches = PatchBatches(job.training, job.patches, job.target.normalization, seed=job.fit.seed)
-    trainer.fit(batches, epochs=job.fit.epochs, callbacks=[rate, checkpoint], verbose=0, shuffle=False)
-
-
-def _validate(model: Any, job: Job) -> Evaluation:
-    return evaluate_samples(
-        model,
-        job.held_out,
-        classes=len(job.target.class_names),
-        normalization=job.target.normalization,
-        stride_multiple=job.network.stride_multiple,
+    network.trainer.fit(
+        batches,
+        initial_epoch=done,
+        epochs=job.fit.epochs,
+        callbacks=[rate, checkpoint],
+        verbose=0,
+        shuffle=False,
     )
 
 
-def _write_then(report: Callable[[Epoch], None], write: Callable[[], None]) -> Callable[[Epoch], None]:
-    def write_and_report(epoch: Epoch) -> None:
-        write()
-        report(epoch)
+def _finish(network: Network, job: Job, output: Path, checkpoint: BestCheckpoint) -> None:
+    if not checkpoint.epochs:
+        raise DataError("the loss became infinite in the first epoch; lower --learning-rate")
+    network.model.set_weights(checkpoint.best_weights)
+    save_model(network.model, output, describe(job, checkpoint.epochs))
+    draw_learning_curve(_beside(output, "learning_curve.png"), checkpoint.epochs)
 
-    return write_and_report
+
+def _validate(network: Network, job: Job) -> Validation:
+    network.publish()
+    return validate_network(network.model, job)
+
+
+def _prepare_pictures(network: Network, job: Job, output: Path) -> Callable[[list[Epoch]], None]:
+    """Return what writes the history and the picture of the last epoch."""
+    tiles = cut_tiles(job)
+
+    def predict(rgb: Pixels) -> Labels:
+        return np.argmax(predict_probabilities(network.model, rgb, job), axis=-1).astype(np.uint8)
+
+    def draw(epochs: list[Epoch]) -> None:
+        write_history(_beside(output, "history.csv"), epochs)
+        write_preview(_beside(output, "preview.png"), tiles, predict, job=job, epoch=epochs[-1].number)
+
+    return draw
+
+
+def _describe_dice(best: Epoch) -> dict[str, Any]:
+    per_source = {name: round(value, 4) for name, value in best.per_source.items() if np.isfinite(value)}
+    return {
+        "overall": round(best.val_dice, 4) if np.isfinite(best.val_dice) else None,
+        "per_source": per_source,
+    }
 
 
 def _beside(output: Path, name: str) -> Path:
-    return output.with_name(f"{output.stem}.{name}")
+    # a .keras and an .h5 file of one stem lie beside each other
+    stem = output.stem if output.suffix == ".keras" else output.name
+    return output.with_name(f"{stem}.{name}")
 
 
 def _describe_sources(dataset: Dataset) -> list[dict[str, Any]]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from histoseg.transform import Normalization
 from histoseg_train.architectures import NetworkOptions, UnetOptions
 from histoseg_train.augment import AugmentOptions
 from histoseg_train.dataset import Dataset, Item
 from histoseg_train.images import SampleStore
+from histoseg_train.losses import LossOptions
+from histoseg_train.schedules import Monitor, ScheduleName
+
+OptimizerName = Literal["adamw", "adam", "sgd"]
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,24 @@ class FitOptions:
     """How long and how fast to train."""
 
     epochs: int = 60
+    optimizer: OptimizerName = "adamw"
+    schedule: ScheduleName = "cosine"
     learning_rate: float = 2e-3
+    """At the end of the warm-up."""
     weight_decay: float = 1e-4
+    """Of `adamw` and `sgd`."""
+    plateau_patience: int = 8
+    """Epochs without a gain after which the schedule `plateau` lowers the rate."""
+    plateau_factor: float = 0.5
+    """By what it is multiplied then."""
+    monitor: Monitor = "dice"
+    """What decides which epoch is the best, of the held-out images: Dice, mean IoU or loss."""
     patience: int = 20
-    """Epochs without a better validation Dice after which training stops."""
+    """Epochs without a better one after which training stops."""
     max_minutes: float | None = None
-    """The learning rate reaches zero by then, and training stops; the result then depends on the machine."""
+    """The cosine ends by then, and training stops; the result then depends on the machine."""
+    mixed_precision: bool = False
+    """Compute in 16 bits and keep the weights in 32."""
     seed: int = 0
 
 
@@ -62,6 +79,7 @@ class Job:
     weights: str | None = None
     """Of the encoder, as for `build_architecture`."""
     patches: PatchOptions = field(default_factory=PatchOptions)
+    loss: LossOptions = field(default_factory=LossOptions)
     fit: FitOptions = field(default_factory=FitOptions)
     command: str = ""
     """The command line, for the card."""

@@ -28,6 +28,7 @@ class PatchBatches(keras.utils.PyDataset):
         normalization: Normalization,
         *,
         seed: int = 0,
+        first_epoch: int = 0,
         workers: int = 1,
     ) -> None:
         super().__init__(workers=workers)
@@ -36,7 +37,7 @@ class PatchBatches(keras.utils.PyDataset):
         self._steps = [NORMALIZATIONS[normalization]]
         self._seed = seed
         self._chances = item_chances(store.items)
-        self._epoch = 0
+        self._epoch = first_epoch
 
     def __len__(self) -> int:
         return self._options.steps

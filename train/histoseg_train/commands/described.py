@@ -1,27 +1,76 @@
-"""Options that a folder answers itself: defaults from `dataset.json`, over which goes what a person says."""
+"""Options that files answer: defaults from `dataset.json` or a recipe, over which goes what a person says."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
-from histoseg.errors import HistosegError
+from histoseg.errors import DataError
 from histoseg_train.description import read_description
+from histoseg_train.recipes import SUFFIX, find_recipe, read_fit_options
+
+# these say where, and not how, to train
+PLACES = ("output", "root", "recipe", "restart", "tensorboard", "help")
 
 
-def take_description(context: click.Context, _parameter: click.Parameter, data: Path) -> Path:
-    """Let `--classes` and `--spacing` default to what the folder's `dataset.json` says.
+def take_description(context: click.Context, _parameter: click.Parameter, data: Path | None) -> Path | None:
+    """Let options default to what the folder's `dataset.json`, or the `[fit]` of a `.toml` file, says.
 
     For an argument that is eager: it is read before the options are.
     """
-    try:
-        said = read_description(data)
-    except HistosegError as error:
-        raise click.ClickException(str(error)) from error
-    if said is not None:
-        pairs = zip(said.class_names, said.class_colors, strict=True)
-        classes = ",".join(f"{name}={color}" for name, color in pairs)
-        found = {"classes": classes, "spacing_um_px": said.spacing_um_px}
-        context.default_map = {**(context.default_map or {}), **found}
+    if data is None:
+        return None
+    _add_defaults(context, _read_defaults(context, data), wins=False)
     return data
+
+
+def take_recipe(context: click.Context, _parameter: click.Parameter, name: str | None) -> Path | None:
+    """Let options default to what a recipe says, whatever the data say. For an option that is eager."""
+    if name is None:
+        return None
+    path = find_recipe(name)
+    _add_defaults(context, _translate(context, path), wins=True)
+    return path
+
+
+def _read_defaults(context: click.Context, data: Path) -> dict[str, Any]:
+    if data.suffix.lower() == SUFFIX and data.is_file():
+        return _translate(context, data)
+    said = read_description(data)
+    if said is None:
+        return {}
+    pairs = zip(said.class_names, said.class_colors, strict=True)
+    classes = ",".join(f"{name}={color}" for name, color in pairs)
+    return {"classes": classes, "spacing_um_px": said.spacing_um_px}
+
+
+def _translate(context: click.Context, path: Path) -> dict[str, Any]:
+    """Return the `[fit]` of a recipe by the names of the command's parameters, of those that it has."""
+    from histoseg_train.commands.fit import fit
+
+    known, wanted = _list_options(fit), _list_options(context.command)
+    options = read_fit_options(path)
+    unknown = [key for key in options if key not in known]
+    if unknown:
+        raise DataError(
+            f"{path}: fit has '{unknown[0]}', expected options of `histoseg-train fit` without "
+            "dashes, such as arch or learning-rate"
+        )
+    return {wanted[key]: value for key, value in options.items() if key in wanted}
+
+
+def _list_options(command: click.Command) -> dict[str, str]:
+    """Return the parameter's name of every option that says how to train, by what a person writes."""
+    return {
+        option.opts[0].removeprefix("--"): str(option.name)
+        for option in command.params
+        if isinstance(option, click.Option) and option.name not in PLACES
+    }
+
+
+def _add_defaults(context: click.Context, found: Mapping[str, Any], *, wins: bool) -> None:
+    before = dict(context.default_map or {})
+    context.default_map = {**before, **found} if wins else {**found, **before}

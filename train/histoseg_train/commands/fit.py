@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -17,14 +18,18 @@ from histoseg.errors import DataError, OptionError, OutputError
 from histoseg.transform import Normalization
 from histoseg_train.architectures import ARCHITECTURES, NetworkOptions, parse_architecture
 from histoseg_train.augment import AugmentOptions
-from histoseg_train.commands.described import take_description
+from histoseg_train.commands.described import take_description, take_recipe
 from histoseg_train.commands.words import format_dice, import_keras, parse_classes
 from histoseg_train.dataset import find_dataset
 from histoseg_train.images import count_pixels
-from histoseg_train.job import FitOptions, Job, PatchOptions, Target, open_store
+from histoseg_train.job import FitOptions, Job, OptimizerName, PatchOptions, Target, open_store
+from histoseg_train.losses import LOSSES, LossOptions, LossTerms, parse_loss
 from histoseg_train.metadata import SUFFIXES
+from histoseg_train.recipes import list_recipes
+from histoseg_train.schedules import Monitor, ScheduleName
 
 if TYPE_CHECKING:
+    from histoseg_train.fit import Listener
     from histoseg_train.history import Epoch
 
 T = TypeVar("T")
@@ -41,7 +46,35 @@ def _parse_arch(context: click.Context, option: click.Parameter, value: str) -> 
         raise click.UsageError(str(error), ctx=context) from error
 
 
+def _parse_loss(context: click.Context, option: click.Parameter, value: str) -> LossTerms:
+    try:
+        return parse_loss(value)
+    except OptionError as error:
+        raise click.UsageError(str(error), ctx=context) from error
+
+
+def _parse_class_weights(
+    _context: click.Context, _option: click.Parameter, value: str | None
+) -> tuple[float, ...]:
+    try:
+        weights = tuple(float(number) for number in value.split(",")) if value else ()
+    except ValueError:
+        weights = (0.0,)
+    if not all(0 < weight < math.inf for weight in weights):
+        raise click.BadParameter(f"got '{value}', expected a number above 0 for each class, as in 1,4")
+    return weights
+
+
 DATA_OPTIONS = (
+    click.option(
+        "--recipe",
+        metavar="NAME|FILE",
+        is_eager=True,
+        callback=take_recipe,
+        help="Options, and DATA where none is given, from a .toml file or one of "
+        f"{', '.join(list_recipes())}.",
+        show_default=False,
+    ),
     click.option("--root", type=PATH, help="Folder that the paths in a .toml file are relative to."),
     click.option(
         "--validation",
@@ -103,20 +136,66 @@ PATCH_OPTIONS = (
     click.option(
         "--color-augmentation/--no-color-augmentation",
         default=True,
-        help="Change stain, colours, focus and compression.",
+        help="Change stain, colours, focus and compression, by what follows.",
     ),
+    click.option("--stain", default=0.3, type=click.FloatRange(0, 1), help="Spread of each stain's amount."),
+    click.option("--color", default=1.0, type=click.FloatRange(0, 3), help="Strength of colour changes."),
+    click.option("--fold", default=0.15, type=click.FloatRange(0, 1), help="Share of patches with a fold."),
+    click.option("--blur", default=0.2, type=click.FloatRange(0, 1), help="Share that is put out of focus."),
+    click.option("--jpeg", default=0.25, type=click.FloatRange(0, 1), help="Share that is compressed again."),
 )
 FIT_OPTIONS = (
     click.option("--epochs", default=60, type=click.IntRange(1), help="Epochs at most."),
+    click.option(
+        "--loss",
+        "loss_terms",
+        default="ce+dice",
+        callback=_parse_loss,
+        help=f"A sum of {', '.join(LOSSES)}, with weights as in ce+0.5*focal.",
+    ),
+    click.option(
+        "--class-weights",
+        callback=_parse_class_weights,
+        help="What a pixel of each class counts in ce and focal, as in 1,4.  [default: all the same]",
+        show_default=False,
+    ),
+    click.option("--optimizer", default="adamw", type=click.Choice(get_args(OptimizerName))),
+    click.option(
+        "--schedule",
+        default="cosine",
+        type=click.Choice(get_args(ScheduleName)),
+        help="Of the learning rate: to zero along a cosine, lower where nothing gets better, or neither.",
+    ),
     click.option("--learning-rate", default=2e-3, type=POSITIVE, help="At the end of the warm-up."),
-    click.option("--weight-decay", default=1e-4, type=click.FloatRange(0), help="Of AdamW."),
+    click.option("--weight-decay", default=1e-4, type=click.FloatRange(0), help="Of adamw and sgd."),
+    click.option(
+        "--plateau-patience",
+        default=8,
+        type=click.IntRange(1),
+        help="Epochs without a gain after which the schedule plateau lowers the rate.",
+    ),
+    click.option(
+        "--plateau-factor",
+        default=0.5,
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        help="By what it multiplies the rate.",
+    ),
+    click.option(
+        "--monitor",
+        default="dice",
+        type=click.Choice(get_args(Monitor)),
+        help="What decides which epoch is the best, of the held-out images: Dice, mean IoU or loss.",
+    ),
     click.option(
         "--patience",
         default=20,
         type=click.IntRange(1),
-        help="Epochs without a better Dice of the held-out images before stopping.",
+        help="Epochs without a better one before stopping.",
     ),
     click.option("--max-minutes", type=POSITIVE, help="Settle and stop by then."),
+    click.option("--mixed-precision", is_flag=True, help="Compute in 16 bits; pays on GPUs alone."),
+    click.option("--restart", is_flag=True, help="Begin afresh where a run was interrupted."),
+    click.option("--tensorboard", type=PATH, help="Folder to write figures for TensorBoard into."),
     click.option("--seed", default=0, type=click.IntRange(0), help="Decides all that is random."),
 )
 
@@ -129,23 +208,29 @@ def add_options(command: Command) -> Command:
 
 
 @click.command(short_help="Train a network on images and masks.", context_settings={"show_default": True})
-@click.argument("data", type=PATH, is_eager=True, callback=take_description)
+@click.argument("data", type=PATH, required=False, is_eager=True, callback=take_description)
 @click.option("-o", "--output", required=True, type=PATH, help="The model: a .keras or .h5 file.")
 @add_options
-def fit(data: Path, output: Path, **values: Any) -> None:
+def fit(data: Path | None, output: Path, recipe: Path | None, **values: Any) -> None:
     """Train a network on DATA and save the model of its best epoch.
 
     DATA is a folder with images/ and masks/ (and val/ with the same inside), paired by name, or a .toml file
     that lists several sources. Class names, colours, um/px and normalisation travel inside the saved model.
     """
+    data = data or recipe
+    if data is None:
+        raise click.UsageError("neither DATA nor --recipe is given, expected one of them")
     patches = _read_patches(values)
+    _check_class_weights(values)
     _check_output(output)
     job = _prepare(data, values, patches)
     import_keras()
     from histoseg_train.fit import fit_model
 
-    with _reporting(job) as report:
-        best = fit_model(job, output, report=report)
+    with _reporting(job) as listener:
+        best = fit_model(
+            job, output, listener=listener, restart=values["restart"], tensorboard=values["tensorboard"]
+        )
     click.echo(f"{output}: Dice {best.val_dice:.4f} of held-out images, epoch {best.number}")
 
 
@@ -160,6 +245,14 @@ def _read_patches(values: Mapping[str, Any]) -> PatchOptions:
             f"the stride of {network.name}"
         )
     return patches
+
+
+def _check_class_weights(values: Mapping[str, Any]) -> None:
+    names, weights = values["classes"][0], values["class_weights"]
+    if weights and len(weights) != len(names):
+        raise click.UsageError(
+            f"--class-weights has {len(weights)} numbers, expected {len(names)}, for {', '.join(names)}"
+        )
 
 
 def _check_output(output: Path) -> None:
@@ -190,10 +283,12 @@ def _prepare(data: Path, values: Mapping[str, Any], patches: PatchOptions) -> Jo
         raise DataError(
             f"{data}: no training mask holds a pixel of '{absent[0]}'; see --classes, --mask-threshold"
         )
+    loss = LossOptions(values["loss_terms"], values["class_weights"])
     command = shlex.join(["histoseg-train", *sys.argv[1:]])
     network = {"network": values["arch"], "weights": values["weights"]}
     return Job(
-        dataset, training, held_out, target, patches=patches, fit=_pick(FitOptions, values),
+        dataset, training, held_out, target, patches=patches, loss=loss,
+        fit=_pick(FitOptions, values),
         command=command, **network,
     )  # fmt: skip
 
@@ -205,11 +300,13 @@ def _pick(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 @contextmanager
-def _reporting(job: Job) -> Iterator[Callable[[Epoch], None]]:
+def _reporting(job: Job) -> Iterator[Listener]:
     """Show the epochs: one line each, and what is going on in between when a person watches."""
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{len(job.training)} images to train on, {len(job.held_out)} held out; {job.network.name}")
-    with console.status("epoch 1") as status:
+    from histoseg_train.fit import Listener
+
+    with console.status("training") as status:
 
         def report(epoch: Epoch) -> None:
             mark = "*" if epoch.is_best else " "
@@ -219,4 +316,4 @@ def _reporting(job: Job) -> Iterator[Callable[[Epoch], None]]:
             )
             status.update(f"epoch {epoch.number + 1} of {job.fit.epochs}")
 
-        yield report
+        yield Listener(report, tell=console.print)
