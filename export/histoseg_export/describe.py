@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from histoseg.card import Activation, ColorSpace, InputSpec, ModelCard, OutputSpec, Tiling
+from histoseg.equalize import Equalization
 from histoseg.errors import ModelError
 from histoseg_export.anykeras import CHANNELS_LAST, is_model, maker_of, source_of
 from histoseg_export.firstops import explain_own_scaling
@@ -75,6 +76,7 @@ class Description:
     """What the Keras model's own output is."""
     channels: int
     color_space: ColorSpace = "device"
+    equalization: Equalization | None = None
     grey: bool = False
     """Whether the model takes one channel."""
     clip: bool = False
@@ -114,6 +116,7 @@ def describe_model(model: Any, metadata: KerasMetadata | None, options: ExportOp
         activation=activation,
         channels=channels,
         color_space=options.color_space,
+        equalization=metadata.equalization if metadata else None,
         grey=model.inputs[0].shape[3] == 1,
         clip=clip,
         training=dict(metadata.training) if metadata else {},
@@ -141,7 +144,13 @@ def build_card(
         spacing_um_px=description.spacing_um_px,
         patch_size_pixels=description.tile,
         input=InputSpec(
-            INPUT_NAME, "NHWC", "uint8", "RGB", (None, height, width, 3), description.color_space
+            INPUT_NAME,
+            "NHWC",
+            "uint8",
+            "RGB",
+            (None, height, width, 3),
+            description.color_space,
+            description.equalization,
         ),
         output=OutputSpec(OUTPUT_NAME, "NHWC", given, description.channels),
         tiling=tiling,

@@ -80,7 +80,11 @@ def open_tile_set(
 def _cut_samples(folder: Path, card: ModelCard, size: Size, count: int, rng: np.random.Generator) -> TileSet:
     items = list_items(folder).items
     store = SampleStore(
-        items, classes=len(card.class_names), spacing_um_px=card.spacing_um_px, colors=card.class_colors
+        items,
+        classes=len(card.class_names),
+        spacing_um_px=card.spacing_um_px,
+        colors=card.class_colors,
+        equalization=card.input.equalization,
     )
     chosen = [store[int(index)] for index in rng.permutation(len(store))[:count]]
     samples = [chosen[index % len(chosen)] for index in range(count)]

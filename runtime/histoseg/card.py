@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from histoseg.equalize import Equalization
 from histoseg.errors import CardError
 from histoseg.jsonclass import from_json, to_json
 
@@ -39,6 +40,8 @@ class InputSpec:
     color_space: ColorSpace = "device"
     """What the model's training pixels were in: `device` is pixels as they are stored in the slide, `sRGB`
     is pixels converted by the slide's ICC profile (a slide without one counts as sRGB already)."""
+    equalization: Equalization | None = None
+    """What is done to pixels at the model's um/px, before any transform."""
 
 
 @dataclass(frozen=True)

@@ -183,3 +183,12 @@ def test_images_smaller_than_a_patch_are_mirrored(shape: tuple[int, int]) -> Non
     patch = draw_patch(sample, np.random.default_rng(1), size=48, foreground=1, options=PLAIN)
     assert np.all(patch.rgb == 9)
     assert np.all(patch.labels == 1)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_dim_fluorescence_is_not_lost(seed: int) -> None:
+    rgb = np.full((40, 40, 3), 4, np.uint8)
+    rgb[10:30, 10:30] = 22
+    options = replace(AugmentOptions(), stain=0, fold=0, blur=0, jpeg=0)
+    changed = change_colors(rgb, np.random.default_rng(seed), options=options).astype(int).sum(axis=-1)
+    assert changed[20, 20] >= changed[2, 2] + 12

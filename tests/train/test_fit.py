@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from histoseg.equalize import Equalization, equalize
 from histoseg.errors import DataError
 from histoseg_train.architectures import UnetOptions, build_unet
 from histoseg_train.callbacks import find_best
@@ -210,3 +211,28 @@ def test_a_killed_run_leaves_its_best_model(make_folder: MakeFolder, tmp_path: P
     assert "Traceback" not in errors
     assert require_metadata(output).training["epochs"] >= 1
     assert not list(tmp_path.glob(".*part*"))
+
+
+def test_smoothing_is_a_layer_that_training_leaves_alone(job: Job, tmp_path: Path) -> None:
+    output = tmp_path / "smooth.keras"
+    fit_model(replace(job, smooth_um=0.75), output)
+    model = load_model(output)
+    kernel = model.get_layer("smoothing").get_weights()[0]
+    assert kernel.shape == (11, 11, 3, 1)  # three times 1.5 px to each side
+    np.testing.assert_allclose(kernel.sum(axis=(0, 1)), 1, rtol=1e-6)
+    pixels = np.random.default_rng(0).random((1, 48, 48, 3)).astype(np.float32)
+    smooth = keras.Model(model.inputs, model.get_layer("smoothing").output)(pixels)
+    expected = cv2.GaussianBlur(pixels[0], (11, 11), 1.5, borderType=cv2.BORDER_CONSTANT)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(smooth)[0], expected, atol=1e-6)
+    assert require_metadata(output).training["smooth_um"] == 0.75
+
+
+def test_equalisation_changes_what_is_learned_from_and_travels_in_the_file(job: Job, tmp_path: Path) -> None:
+    target = replace(TARGET, equalization=Equalization(3.0, 32))
+    training, held_out = (open_store(store.items, target) for store in (job.training, job.held_out))
+    plain = job.training[0].rgb
+    np.testing.assert_array_equal(training[0].rgb, equalize(plain, Equalization(3.0, 32)))
+    assert (training[0].rgb != plain).any()
+    output = tmp_path / "equal.h5"
+    fit_model(replace(job, target=target, training=training, held_out=held_out), output)
+    assert require_metadata(output).equalization == Equalization(3.0, 32)

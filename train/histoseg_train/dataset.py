@@ -115,6 +115,7 @@ def find_dataset(
     *,
     root: Path | None = None,
     threshold: int | None = None,
+    dilate_um: float = 0.0,
     validation: float = 0.2,
     seed: int = 0,
 ) -> Dataset:
@@ -125,13 +126,14 @@ def find_dataset(
         root: Folder that the paths in the file are relative to, instead of the file's own, or of the current
             folder where the recipe travels with the package.
         threshold: For a folder: grey level above which a mask pixel is class 1.
+        dilate_um: For a folder: by how much classes grow into the background.
         validation: Share of images to hold out when neither `val/` nor the file names any.
         seed: Chooses which.
 
     Raises:
         DataError: A folder or file is missing, empty, unpaired or ill-formed, or nothing is left to train on.
     """
-    dataset = list_items(path, root=root, threshold=threshold)
+    dataset = list_items(path, root=root, threshold=threshold, dilate_um=dilate_um)
     if not dataset.held_out:
         dataset = replace(dataset, items=_split(dataset.items, share=validation, seed=seed))
     if not dataset.training or not dataset.held_out:
@@ -142,14 +144,16 @@ def find_dataset(
     return dataset
 
 
-def list_items(path: Path, *, root: Path | None = None, threshold: int | None = None) -> Dataset:
+def list_items(
+    path: Path, *, root: Path | None = None, threshold: int | None = None, dilate_um: float = 0.0
+) -> Dataset:
     """List the images and masks as `find_dataset` does, holding out only what the data name.
 
     Raises:
         DataError: A folder or file is missing, empty, unpaired or ill-formed.
     """
     if path.is_dir():
-        return _find_folder(path, MaskRule(threshold=threshold))
+        return _find_folder(path, MaskRule(threshold=threshold), dilate_um)
     if path.suffix.lower() == SUFFIX and path.is_file():
         return _find_sources(path, root or (Path() if is_shipped(path) else path.parent))
     if str(path) in list_recipes():
@@ -161,18 +165,18 @@ def list_items(path: Path, *, root: Path | None = None, threshold: int | None = 
     )
 
 
-def _find_folder(folder: Path, rule: MaskRule) -> Dataset:
+def _find_folder(folder: Path, rule: MaskRule, dilate_um: float) -> Dataset:
     name, said = folder.resolve().name, read_description(folder)
     spacing = said.spacing_um_px if said else None
-    item = Item(name, "", folder, folder, spacing, rule, weight=1.0, held_out=False)
+    item = Item(name, "", folder, folder, spacing, rule, 1.0, held_out=False, dilate_um=dilate_um)
     items = list(_pair(item, folder / "images", folder / "masks", ("*",)))
     if (folder / "val").is_dir():
         kept = replace(item, held_out=True)
         items += _pair(kept, folder / "val" / "images", folder / "val" / "masks", ("*",))
     if said is None:
-        return Dataset(tuple(items), ({"name": name, "licence": "not stated"},))
+        return Dataset(tuple(items), (_describe(name, "not stated", "", dilate_um=dilate_um),))
     items = [replace(item, group=said.find_slide(item.stem)) for item in items]
-    grown_um = float(said.patches.get("dilate_um", 0))
+    grown_um = dilate_um + float(said.patches.get("dilate_um", 0))
     return Dataset(tuple(items), (_describe(name, said.licence, said.citation, dilate_um=grown_um),))
 
 
@@ -187,7 +191,7 @@ def _find_sources(path: Path, root: Path) -> Dataset:
 
 def _describe(name: str, licence: str, citation: str, *, dilate_um: float) -> dict[str, str]:
     """Return what the card says of a source."""
-    words = {"name": name, "licence": licence, "citation": citation}
+    words = {"name": name, "licence": licence} | ({"citation": citation} if citation else {})
     return words | {"masks": f"grown by {dilate_um:g} um"} if dilate_um else words
 
 

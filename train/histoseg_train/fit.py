@@ -119,6 +119,7 @@ def describe(job: Job, epochs: list[Epoch]) -> KerasMetadata:
         "loss": dict(job.loss.terms),
         "monitor": job.fit.monitor,
         "seed": job.fit.seed,
+        "smooth_um": job.smooth_um,
         "stride_multiple": job.network.stride_multiple,
         "command": job.command,
     }
@@ -128,6 +129,7 @@ def describe(job: Job, epochs: list[Epoch]) -> KerasMetadata:
         class_colors=job.target.class_colors,
         spacing_um_px=job.target.spacing_um_px,
         normalization=job.target.normalization,
+        equalization=job.target.equalization,
         patch_size_pixels=(job.patches.size, job.patches.size),
         training=training,
     )

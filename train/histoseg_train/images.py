@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from histoseg.equalize import Equalization, equalize
 from histoseg.errors import DataError
 from histoseg_train.dataset import Item
 from histoseg_train.maskfile import MaskReader
@@ -86,12 +87,23 @@ class SampleStore:
         classes: int,
         spacing_um_px: float,
         colors: Sequence[str] = (),
+        equalization: Equalization | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        """Prepare to read; `colors` are those of the classes, by which masks in colour are read."""
+        """Prepare to read.
+
+        Args:
+            items: What to read.
+            classes: Number of classes.
+            spacing_um_px: Wanted um/px.
+            colors: Of the classes; masks in colour are read by them.
+            equalization: What is done to images at the wanted um/px.
+            cache_bytes: Memory for samples that are kept.
+        """
         self.items = tuple(items)
         self._masks = MaskReader(self.items, classes=classes, colors=colors)
         self._spacing_um_px = spacing_um_px
+        self._equalization = equalization
         self._cache_bytes = cache_bytes
         self._kept: dict[int, Sample] = {}
         self._kept_bytes = 0
@@ -104,6 +116,8 @@ class SampleStore:
         if index in self._kept:
             return self._kept[index]
         sample = read_sample(self.items[index], self._masks, spacing_um_px=self._spacing_um_px)
+        if self._equalization is not None:
+            sample = replace(sample, rgb=equalize(sample.rgb, self._equalization))
         size = sample.rgb.nbytes + sample.labels.nbytes
         if self._kept_bytes + size <= self._cache_bytes:
             self._kept[index] = sample

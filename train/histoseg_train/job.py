@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from histoseg.equalize import Equalization
 from histoseg.transform import Normalization
 from histoseg_train.architectures import NetworkOptions, UnetOptions
 from histoseg_train.augment import AugmentOptions
@@ -26,6 +27,8 @@ class Target:
     class_colors: tuple[str, ...]
     spacing_um_px: float = 0.5
     normalization: Normalization = "unit"
+    equalization: Equalization | None = None
+    """What is done to images at that um/px, in training and by the runtime."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class Job:
     network: NetworkOptions = field(default_factory=UnetOptions)
     weights: str | None = None
     """Of the encoder, as for `build_architecture`."""
+    smooth_um: float = 0.0
+    """Standard deviation of the Gaussian that the network smooths its image with first."""
     patches: PatchOptions = field(default_factory=PatchOptions)
     loss: LossOptions = field(default_factory=LossOptions)
     fit: FitOptions = field(default_factory=FitOptions)
@@ -92,4 +97,5 @@ def open_store(items: Sequence[Item], target: Target) -> SampleStore:
         classes=len(target.class_names),
         spacing_um_px=target.spacing_um_px,
         colors=target.class_colors,
+        equalization=target.equalization,
     )

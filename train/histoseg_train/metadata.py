@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from histoseg.card import METADATA_KEY
+from histoseg.equalize import Equalization
 from histoseg.errors import CardError, ModelError, OutputError
 from histoseg.jsonclass import from_json, to_json
 from histoseg.transform import Normalization
@@ -45,6 +46,8 @@ class KerasMetadata:
     """Which of `histoseg.transform.NORMALIZATIONS` the model expects before its first layer."""
     patch_size_pixels: tuple[int, int]
     """Width and height of the training patches."""
+    equalization: Equalization | None = None
+    """What was done to the training images at that um/px."""
     training: dict[str, Any] = field(default_factory=dict)
     """Free-form: data sources, held-out images, Dice, seed, command."""
 

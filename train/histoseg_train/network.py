@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 
 from histoseg_train.architectures import build_architecture
 from histoseg_train.job import Job
@@ -44,6 +46,8 @@ def build_network(job: Job) -> Network:
     """
     classes = len(job.target.class_names)
     model = build_architecture((None, None, 3), classes, options=job.network, weights=job.weights)
+    if job.smooth_um:
+        model = smooth_input(model, job.smooth_um / job.target.spacing_um_px)
     body = clone_half(model) if job.fit.mixed_precision else model
     # a second model around the same layers is compiled, so that the saved one carries no optimizer or loss
     trainer = keras.Model(body.inputs, body.outputs)
@@ -52,6 +56,25 @@ def build_network(job: Job) -> Network:
     trainer.compile(build_optimizer(job.fit), build_loss(job.loss), jit_compile=compiled)
     trainer.optimizer.build(trainer.trainable_variables)
     return Network(model, trainer, is_shared=body is model)
+
+
+def smooth_input(model: Any, sigma_px: float) -> Any:
+    """Return a model that smooths its image first, with a Gaussian that training leaves alone.
+
+    It is a layer of the network, so that whatever runs the network smooths alike. What lies outside of a
+    patch counts as zero: the outermost `3 sigma` pixels become darker.
+    """
+    radius = math.ceil(3 * sigma_px)
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma_px) ** 2)
+    kernel = np.outer(weights, weights) / weights.sum() ** 2
+    image = keras.Input((None, None, 3), name="image")
+    layer = keras.layers.DepthwiseConv2D(
+        2 * radius + 1, padding="same", use_bias=False, trainable=False, name="smoothing"
+    )
+    smooth = layer(image)
+    layer.set_weights([np.repeat(kernel[..., None, None], 3, axis=2)])
+    # `call`, unlike the model itself, leaves no model within the model
+    return keras.Model(image, model.call(smooth), name=model.name)
 
 
 def clone_half(model: Any) -> Any:

@@ -48,6 +48,7 @@ def describe_run(job: Job) -> dict[str, Any]:
     said = {
         "arch": job.network.name,
         "weights": job.weights,
+        "smooth_um": job.smooth_um,
         "target": asdict(job.target),
         "patches": asdict(job.patches),
         "loss": asdict(job.loss),

@@ -10,7 +10,7 @@ import click
 
 from histoseg.errors import DataError
 from histoseg_train.description import read_description
-from histoseg_train.recipes import SUFFIX, find_recipe, read_fit_options
+from histoseg_train.recipes import SUFFIX, find_recipe, list_recipes, read_fit_options
 
 # these say where, and not how, to train
 PLACES = ("output", "root", "recipe", "restart", "tensorboard", "help")
@@ -39,6 +39,8 @@ def take_recipe(context: click.Context, _parameter: click.Parameter, name: str |
 def _read_defaults(context: click.Context, data: Path) -> dict[str, Any]:
     if data.suffix.lower() == SUFFIX and data.is_file():
         return _translate(context, data)
+    if not data.exists() and str(data) in list_recipes():
+        return _translate(context, find_recipe(data))
     said = read_description(data)
     if said is None:
         return {}

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -17,9 +17,17 @@ from rich.console import Console
 from histoseg.errors import DataError, OptionError, OutputError
 from histoseg.transform import Normalization
 from histoseg_train.architectures import ARCHITECTURES, NetworkOptions, parse_architecture
-from histoseg_train.augment import AugmentOptions
 from histoseg_train.commands.described import take_description, take_recipe
-from histoseg_train.commands.words import format_dice, import_keras, parse_classes
+from histoseg_train.commands.options import (
+    CLAHE,
+    DATA,
+    PATCHES,
+    add_options,
+    pick,
+    read_augment,
+    read_equalization,
+)
+from histoseg_train.commands.words import format_dice, import_keras
 from histoseg_train.dataset import find_dataset
 from histoseg_train.images import count_pixels
 from histoseg_train.job import FitOptions, Job, OptimizerName, PatchOptions, Target, open_store
@@ -65,7 +73,7 @@ def _parse_class_weights(
     return weights
 
 
-DATA_OPTIONS = (
+SAMPLING_OPTIONS = (
     click.option(
         "--recipe",
         metavar="NAME|FILE",
@@ -75,7 +83,6 @@ DATA_OPTIONS = (
         f"{', '.join(list_recipes())}.",
         show_default=False,
     ),
-    click.option("--root", type=PATH, help="Folder that the paths in a .toml file are relative to."),
     click.option(
         "--validation",
         default=0.2,
@@ -83,24 +90,14 @@ DATA_OPTIONS = (
         help="Share of images held out when DATA names none.",
     ),
     click.option(
-        "--mask-threshold",
-        type=click.IntRange(0, 254),
-        help="For a folder: mask pixels above this grey level are class 1.",
-    ),
-    click.option(
-        "--classes",
-        default="background=#ffffff,foreground=#00a000",
-        callback=parse_classes,
-        help="Names and colours, the background first.",
-    ),
-    click.option("--spacing", "spacing_um_px", default=0.5, type=POSITIVE, help="um/px to train at."),
-    click.option(
         "--normalize",
         "normalization",
         default="unit",
         type=click.Choice(get_args(Normalization)),
         help="What the pixels are normalised to.",
     ),
+    click.option("--batch", default=8, type=click.IntRange(1), help="Patches in a step."),
+    click.option("--steps", default=100, type=click.IntRange(1), help="Steps in an epoch."),
 )
 MODEL_OPTIONS = (
     click.option(
@@ -112,37 +109,13 @@ MODEL_OPTIONS = (
     click.option(
         "--weights", help="Of the encoder: imagenet, or an HDF5 file.  [default: random]", show_default=False
     ),
-)
-PATCH_OPTIONS = (
-    click.option("--patch", "size", default=256, type=click.IntRange(8), help="Width and height of patches."),
-    click.option("--batch", default=8, type=click.IntRange(1), help="Patches in a step."),
-    click.option("--steps", default=100, type=click.IntRange(1), help="Steps in an epoch."),
     click.option(
-        "--foreground",
-        default=0.5,
-        type=click.FloatRange(0, 1),
-        help="Share of patches centred near a class other than the background.",
-    ),
-    click.option("--turns/--no-turns", default=True, help="Flips and quarter turns."),
-    click.option(
-        "--scale", default=1.4, type=click.FloatRange(1, 4), help="Largest random enlargement; 1: none."
-    ),
-    click.option(
-        "--elastic",
+        "--smooth",
+        "smooth_um",
         default=0.0,
-        type=click.FloatRange(0, 1),
-        help="Share of patches bent by smooth random waves.",
+        type=click.FloatRange(0),
+        help="um of a Gaussian that becomes the network's first layer; 0: none.",
     ),
-    click.option(
-        "--color-augmentation/--no-color-augmentation",
-        default=True,
-        help="Change stain, colours, focus and compression, by what follows.",
-    ),
-    click.option("--stain", default=0.3, type=click.FloatRange(0, 1), help="Spread of each stain's amount."),
-    click.option("--color", default=1.0, type=click.FloatRange(0, 3), help="Strength of colour changes."),
-    click.option("--fold", default=0.15, type=click.FloatRange(0, 1), help="Share of patches with a fold."),
-    click.option("--blur", default=0.2, type=click.FloatRange(0, 1), help="Share that is put out of focus."),
-    click.option("--jpeg", default=0.25, type=click.FloatRange(0, 1), help="Share that is compressed again."),
 )
 FIT_OPTIONS = (
     click.option("--epochs", default=60, type=click.IntRange(1), help="Epochs at most."),
@@ -200,17 +173,10 @@ FIT_OPTIONS = (
 )
 
 
-def add_options(command: Command) -> Command:
-    """Add all options of `fit` to a command, in the order of `--help`."""
-    for option in reversed(DATA_OPTIONS + MODEL_OPTIONS + PATCH_OPTIONS + FIT_OPTIONS):
-        command = option(command)
-    return command
-
-
 @click.command(short_help="Train a network on images and masks.", context_settings={"show_default": True})
 @click.argument("data", type=PATH, required=False, is_eager=True, callback=take_description)
 @click.option("-o", "--output", required=True, type=PATH, help="The model: a .keras or .h5 file.")
-@add_options
+@add_options(DATA, SAMPLING_OPTIONS, CLAHE, MODEL_OPTIONS, PATCHES, FIT_OPTIONS)
 def fit(data: Path | None, output: Path, recipe: Path | None, **values: Any) -> None:
     """Train a network on DATA and save the model of its best epoch.
 
@@ -236,9 +202,8 @@ def fit(data: Path | None, output: Path, recipe: Path | None, **values: Any) -> 
 
 def _read_patches(values: Mapping[str, Any]) -> PatchOptions:
     """Return patches that fit the network, or end with a usage error."""
-    augment = _pick(AugmentOptions, values)
-    augment = augment if values["color_augmentation"] else augment.without_color()
-    patches, network = replace(_pick(PatchOptions, values), augment=augment), values["arch"]
+    patches = replace(pick(PatchOptions, values), augment=read_augment(values))
+    network = values["arch"]
     if patches.size % network.stride_multiple:
         raise click.UsageError(
             f"--patch is {patches.size}, expected a multiple of {network.stride_multiple}, "
@@ -270,11 +235,13 @@ def _prepare(data: Path, values: Mapping[str, Any], patches: PatchOptions) -> Jo
         data,
         root=values["root"],
         threshold=values["mask_threshold"],
+        dilate_um=values["dilate_um"],
         validation=values["validation"],
         seed=values["seed"],
     )
     names, colors = values["classes"]
-    target = _pick(Target, {**values, "class_names": names, "class_colors": colors})
+    words = {"class_names": names, "class_colors": colors, "equalization": read_equalization(values)}
+    target = pick(Target, {**values, **words})
     training, held_out = open_store(dataset.training, target), open_store(dataset.held_out, target)
     pixels = count_pixels(training)
     count_pixels(held_out)
@@ -285,18 +252,12 @@ def _prepare(data: Path, values: Mapping[str, Any], patches: PatchOptions) -> Jo
         )
     loss = LossOptions(values["loss_terms"], values["class_weights"])
     command = shlex.join(["histoseg-train", *sys.argv[1:]])
-    network = {"network": values["arch"], "weights": values["weights"]}
+    network = {"network": values["arch"], "weights": values["weights"], "smooth_um": values["smooth_um"]}
     return Job(
         dataset, training, held_out, target, patches=patches, loss=loss,
-        fit=_pick(FitOptions, values),
+        fit=pick(FitOptions, values),
         command=command, **network,
     )  # fmt: skip
-
-
-def _pick(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Build a dataclass from the options that carry its fields' names."""
-    names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-    return cls(**{name: value for name, value in values.items() if name in names})
 
 
 @contextmanager

@@ -14,11 +14,18 @@ from rich.table import Table
 from rich.text import Text
 
 from histoseg.errors import OutputError
-from histoseg_train.augment import AugmentOptions
 from histoseg_train.commands.described import take_description
-from histoseg_train.commands.words import parse_classes
+from histoseg_train.commands.options import (
+    CLAHE,
+    DATA,
+    PATCHES,
+    add_options,
+    pick,
+    read_augment,
+    read_equalization,
+)
 from histoseg_train.dataset import list_items
-from histoseg_train.job import PatchOptions
+from histoseg_train.job import PatchOptions, Target, open_store
 from histoseg_train.statistics import ClassCount
 
 PATH = click.Path(path_type=Path)
@@ -29,47 +36,32 @@ PATH = click.Path(path_type=Path)
 )
 @click.argument("data", type=PATH, is_eager=True, callback=take_description)
 @click.option("-o", "--output", required=True, type=PATH, help="The contact sheet, a PNG file.")
-@click.option("--root", type=PATH, help="Folder that the paths in a .toml file are relative to.")
-@click.option("--mask-threshold", type=click.IntRange(0, 254), help="As for fit.")
-@click.option(
-    "--classes",
-    default="background=#ffffff,foreground=#00a000",
-    callback=parse_classes,
-    help="Names and colours, the background first.",
-)
-@click.option(
-    "--spacing",
-    "spacing_um_px",
-    default=0.5,
-    type=click.FloatRange(0, min_open=True),
-    help="um/px to train at.",
-)
 @click.option("--images", default=6, type=click.IntRange(1, 100), help="Images on the sheet.")
 @click.option("--draws", default=5, type=click.IntRange(1, 20), help="Random patches of each.")
-@click.option("--patch", "size", default=256, type=click.IntRange(8), help="Width and height of patches.")
-@click.option("--foreground", default=0.5, type=click.FloatRange(0, 1), help="As for fit.")
-@click.option("--turns/--no-turns", default=True, help="Flips and quarter turns.")
-@click.option("--scale", default=1.4, type=click.FloatRange(1, 4), help="Largest random enlargement.")
-@click.option("--elastic", default=0.0, type=click.FloatRange(0, 1), help="Share of patches that are bent.")
-@click.option("--color-augmentation/--no-color-augmentation", default=True, help="As for fit.")
 @click.option("--seed", default=0, type=click.IntRange(0), help="Chooses images and patches.")
+@add_options(DATA, CLAHE, PATCHES)
 def show(data: Path, output: Path, **values: Any) -> None:
     """Draw a contact sheet of DATA and count its classes.
 
     DATA is what fit takes. Each row shows an image, and patches of it as training cuts and changes them.
     """
     from histoseg_train.contactsheet import choose_items, draw_samples, draw_sheet
-    from histoseg_train.images import SampleStore, encode_png
+    from histoseg_train.images import encode_png
     from histoseg_train.statistics import count_classes, measure_shares
 
     (names, colors), seed = values["classes"], values["seed"]
-    items = list_items(data, root=values["root"], threshold=values["mask_threshold"]).items
-    store = SampleStore(items, classes=len(names), spacing_um_px=values["spacing_um_px"], colors=colors)
+    items = list_items(
+        data, root=values["root"], threshold=values["mask_threshold"], dilate_um=values["dilate_um"]
+    ).items
+    store = open_store(
+        items, Target(names, colors, values["spacing_um_px"], equalization=read_equalization(values))
+    )
     counts = count_classes(store, classes=len(names))
     # networks see what is not held out; of sets that are for evaluation alone, all is shown
     seen = [index for index, item in enumerate(items) if not item.held_out] or range(len(items))
     chosen = choose_items(items, seen, values["images"], seed=seed)
-    drawn = draw_samples(store, chosen, _read_patches(values), draws=values["draws"], seed=seed)
+    patches = replace(pick(PatchOptions, values), augment=read_augment(values))
+    drawn = draw_samples(store, chosen, patches, draws=values["draws"], seed=seed)
     _write(output, encode_png(draw_sheet(store, chosen, drawn, colors)))
     console = Console(highlight=False)
     console.print(_tabulate(counts, names, colors))
@@ -79,12 +71,6 @@ def show(data: Path, output: Path, **values: Any) -> None:
         f"{output}: {len(chosen)} images, patches drawn of each: {values['draws']}; they hold {words}",
         soft_wrap=True,
     )
-
-
-def _read_patches(values: dict[str, Any]) -> PatchOptions:
-    augment = AugmentOptions(turns=values["turns"], scale=values["scale"], elastic=values["elastic"])
-    augment = augment if values["color_augmentation"] else augment.without_color()
-    return replace(PatchOptions(augment=augment), size=values["size"], foreground=values["foreground"])
 
 
 def _tabulate(counts: Sequence[Sequence[ClassCount]], names: Sequence[str], colors: Sequence[str]) -> Table:
