@@ -13,6 +13,7 @@ import click
 
 import histoseg
 from histoseg.command import run_command
+from histoseg.errors import OutputError
 
 if TYPE_CHECKING:
     from histoseg_export.proofoptions import ProofOptions
@@ -91,6 +92,8 @@ def _gate_options(function: Callable[..., int]) -> Callable[..., int]:
               help="Most layers that int8 may leave in float to hold its gate.  [default: 8]")  # fmt: skip
 @click.option("--tiles", type=click.Path(path_type=Path),
               help="The same as --calibrate, to prove on.  [default: that, or the demo slide]")  # fmt: skip
+@click.option("--conformance", metavar="DIR", type=click.Path(path_type=Path),
+              help="Also make a bundle by which other programs prove that they run it right.")  # fmt: skip
 @_gate_options
 @click.version_option(histoseg.__version__)
 def command(**options: Any) -> int:
@@ -104,6 +107,8 @@ def command(**options: Any) -> int:
     source, target = options["source"], options["out"] or options["source"].with_suffix(".onnx")
     if target.suffix != ".onnx":
         raise click.BadParameter(f"'{target}' has suffix '{target.suffix}', expected .onnx", param_hint="-o")
+    if options["conformance"] is not None:
+        _check_conformance(options)
     result = _export(source, target, options)
     _show(result)
     return 0
@@ -149,7 +154,25 @@ def _export(source: Path, target: Path, options: dict[str, Any]) -> ExportResult
         custom_objects=options["custom_objects"],
     )
     with _progress() as on_step:
-        return export_model(source, target, chosen, load=load, proof=proof, on_step=on_step)
+        result = export_model(source, target, chosen, load=load, proof=proof, on_step=on_step)
+        if options["conformance"] is not None:
+            from histoseg_export.conformance import write_bundle
+
+            on_step("writing the conformance bundle")
+            write_bundle(result.files["fp32"], options["conformance"], proof.source)
+        return result
+
+
+def _check_conformance(options: dict[str, Any]) -> None:
+    """Find out before the work what would prevent its end."""
+    if "fp32" not in options["precision"]:
+        raise click.UsageError(
+            f"--conformance is of the fp32 file, but --precision is {options['precision']}"
+        )
+    if options["conformance"].exists():
+        raise OutputError(
+            f"{options['conformance']}: exists already; name a folder to make with --conformance"
+        )
 
 
 def _read_proof(options: dict[str, Any]) -> ProofOptions:

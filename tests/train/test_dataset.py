@@ -1,12 +1,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from histoseg.errors import DataError
-from histoseg_train.dataset import Dataset, MaskRule, find_dataset, list_items
+from histoseg_train.dataset import (
+    Dataset,
+    Item,
+    MaskRule,
+    Split,
+    _split,
+    find_dataset,
+    find_held_out,
+    list_items,
+    name_held_out,
+)
 from histoseg_train.description import Description, write_description
 
 MakeFolder = Callable[..., Path]
@@ -142,3 +155,18 @@ def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
 def test_one_image_cannot_be_split(make_folder: MakeFolder) -> None:
     with pytest.raises(DataError, match="0 held out"):
         find_dataset(make_folder(1))
+
+
+@given(st.integers(2, 60), st.floats(0.05, 0.9), st.integers(0, 99))
+def test_what_training_held_out_at_random_is_found_again(count: int, share: float, seed: int) -> None:
+    blank = Item("data", "", Path(), Path(), None, MaskRule(), 1.0, held_out=False)
+    items = tuple(replace(blank, stem=f"im{index:03d}") for index in range(count))
+    plain = Dataset(items, ())
+    trained = _split(plain, Split(share, seed))
+    said = {"split": {"validation": share, "seed": seed}, "held_out": name_held_out(trained)}
+    assert find_held_out(plain, said) == trained.held_out
+    other = Dataset(tuple(replace(item, stem=f"x{item.stem}") for item in items), ())
+    assert find_held_out(other, said) == ()
+    for wrong in ({}, {"split": 3}, {"split": {"validation": "x", "seed": 1}}, {"split": None}):
+        assert find_held_out(plain, wrong) == ()
+    assert find_held_out(trained, {}) == trained.held_out

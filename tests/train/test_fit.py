@@ -21,7 +21,6 @@ from histoseg.errors import DataError
 from histoseg_train.architectures import UnetOptions, build_unet
 from histoseg_train.callbacks import find_best
 from histoseg_train.dataset import find_dataset
-from histoseg_train.evaluate import evaluate_samples, predict_labels
 from histoseg_train.fit import Listener, fit_model
 from histoseg_train.history import Epoch
 from histoseg_train.job import FitOptions, Job, PatchOptions, Target, open_store
@@ -81,10 +80,8 @@ def test_the_best_epoch_is_what_is_stored(job: Job, tmp_path: Path) -> None:
     epochs: list[Epoch] = []
     best = fit_model(wild, tmp_path / "m.keras", listener=Listener(epochs.append))
     assert best.val_dice == max(epoch.val_dice for epoch in epochs)
-    result = evaluate_samples(
-        load_model(tmp_path / "m.keras"), job.held_out, classes=2, normalization="unit", stride_multiple=2
-    )
-    assert result.overall == pytest.approx(best.val_dice, abs=1e-6)
+    result = validate_network(load_model(tmp_path / "m.keras"), job)
+    assert result.dice == pytest.approx(best.val_dice, abs=1e-6)
     assert require_metadata(tmp_path / "m.keras").training["dice"]["overall"] == round(best.val_dice, 4)
 
 
@@ -181,12 +178,17 @@ def test_validation_is_the_mean_over_sources_of_pooled_counts(job: Job) -> None:
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (17, 31), (3, 5)])
-def test_predictions_have_the_size_of_the_image(shape: tuple[int, int]) -> None:
-    model = build_unet((None, None, 3), 3, options=UnetOptions(width=2, depth=2))
+def test_predictions_have_the_size_of_the_image(job: Job, shape: tuple[int, int]) -> None:
+    three = replace(
+        job,
+        target=replace(TARGET, normalization="imagenet"),
+        network=UnetOptions(width=2, depth=2),
+    )
+    model = build_unet((None, None, 3), 3, options=three.network)
     rgb = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
-    labels = predict_labels(model, rgb, normalization="imagenet", stride_multiple=4)
-    assert labels.shape == shape
-    assert labels.dtype == np.uint8
+    probabilities = predict_probabilities(model, rgb, three)
+    assert probabilities.shape == (*shape, 3)
+    np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-5)
 
 
 def test_a_killed_run_leaves_its_best_model(make_folder: MakeFolder, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,6 +20,9 @@ from histoseg.errors import CardError, DataError
 from histoseg.jsonclass import from_json
 from histoseg_train.description import read_description
 from histoseg_train.recipes import SUFFIX, find_recipe, is_shipped, list_recipes, read_toml
+
+# a card names this many held-out images of a source and counts the rest
+MAX_NAMES = 40
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
@@ -93,11 +96,22 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Split:
+    """How images were held out at random."""
+
+    validation: float
+    """Share of every source's groups."""
+    seed: int
+
+
+@dataclass(frozen=True)
 class Dataset:
     """All items of a training set, and words about their sources for the model's card."""
 
     items: tuple[Item, ...]
     sources: tuple[dict[str, str], ...]
+    split: Split | None = None
+    """`None` where the data say themselves what is held out."""
 
     @property
     def training(self) -> tuple[Item, ...]:
@@ -135,7 +149,7 @@ def find_dataset(
     """
     dataset = list_items(path, root=root, threshold=threshold, dilate_um=dilate_um)
     if not dataset.held_out:
-        dataset = replace(dataset, items=_split(dataset.items, share=validation, seed=seed))
+        dataset = _split(dataset, Split(validation, seed))
     if not dataset.training or not dataset.held_out:
         raise DataError(
             f"{path}: {len(dataset.training)} images to train on and {len(dataset.held_out)} held out, "
@@ -301,13 +315,48 @@ def _match_all(patterns: Iterable[str], stems: Iterable[str], where: str) -> Non
             raise DataError(f"{where}: no image matches '{pattern}'; expected a stem or a pattern of one")
 
 
-def _split(items: tuple[Item, ...], *, share: float, seed: int) -> tuple[Item, ...]:
-    """Return the items with `share` of every source's groups held out, at least one and never all."""
+def name_held_out(dataset: Dataset) -> dict[str, list[str]]:
+    """Return the stems of each source's held-out images, of many only the first."""
+    names: dict[str, list[str]] = {}
+    for item in dataset.held_out:
+        names.setdefault(item.source, []).append(item.stem)
+    return {
+        source: stems
+        if len(stems) <= MAX_NAMES
+        else [*stems[:MAX_NAMES], f"and {len(stems) - MAX_NAMES} more"]
+        for source, stems in names.items()
+    }
+
+
+def find_held_out(dataset: Dataset, training: Mapping[str, Any]) -> tuple[Item, ...]:
+    """Return the items that were not trained on, as far as that is known.
+
+    Args:
+        dataset: From `list_items`.
+        training: What a model's metadata say of its training.
+
+    Returns:
+        What the data hold out; or what training held out at random, where these are the same images; or
+        nothing.
+    """
+    if dataset.held_out:
+        return dataset.held_out
+    try:
+        again = _split(dataset, Split(**training["split"]))
+    except (KeyError, TypeError, ValueError):  # free words of a file
+        return ()
+    return again.held_out if name_held_out(again) == training.get("held_out") else ()
+
+
+def _split(dataset: Dataset, split: Split) -> Dataset:
+    """Hold out a share of every source's groups, at least one and never all."""
     kept: set[tuple[str, str]] = set()
-    for source in sorted({item.source for item in items}):
-        groups = sorted({_group(item) for item in items if item.source == source})
-        kept |= {(source, group) for group in choose_held_out(groups, share=share, seed=f"{seed}/{source}")}
-    return tuple(replace(item, held_out=(item.source, _group(item)) in kept) for item in items)
+    for source in sorted({item.source for item in dataset.items}):
+        groups = sorted({_group(item) for item in dataset.items if item.source == source})
+        chosen = choose_held_out(groups, share=split.validation, seed=f"{split.seed}/{source}")
+        kept |= {(source, group) for group in chosen}
+    items = (replace(item, held_out=(item.source, _group(item)) in kept) for item in dataset.items)
+    return replace(dataset, items=tuple(items), split=split)
 
 
 def _group(item: Item) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from histoseg.arrays import Labels, Pixels
 from histoseg.errors import DataError
 from histoseg_train.callbacks import BestCheckpoint, LearningRate, find_best
-from histoseg_train.dataset import Dataset
+from histoseg_train.dataset import Dataset, name_held_out
 from histoseg_train.history import Epoch, draw_learning_curve, write_history
 from histoseg_train.job import Job
 from histoseg_train.metadata import KerasMetadata
@@ -32,9 +32,6 @@ from histoseg_train.resume import (
 )
 from histoseg_train.tensorboard import open_events
 from histoseg_train.validation import Validation, predict_probabilities, validate_network
-
-# a card names this many held-out images of a source and counts the rest
-MAX_NAMES = 40
 
 
 @dataclass(frozen=True)
@@ -111,12 +108,14 @@ def describe(job: Job, epochs: list[Epoch]) -> KerasMetadata:
     best = find_best(epochs)
     training = {
         "data": _describe_sources(job.dataset),
-        "held_out": _describe_held_out(job.dataset),
+        "held_out": name_held_out(job.dataset),
+        "split": asdict(job.dataset.split) if job.dataset.split else None,
         "dice": _describe_dice(best),
         "epochs": len(epochs),
         "best_epoch": best.number,
         "seconds": round(epochs[-1].seconds),
         "loss": dict(job.loss.terms),
+        "class_weights": list(job.loss.class_weights),
         "monitor": job.fit.monitor,
         "seed": job.fit.seed,
         "smooth_um": job.smooth_um,
@@ -207,15 +206,3 @@ def _describe_sources(dataset: Dataset) -> list[dict[str, Any]]:
         {**words, "images_trained": trained[words["name"]], "images_held_out": held_out[words["name"]]}
         for words in dataset.sources
     ]
-
-
-def _describe_held_out(dataset: Dataset) -> dict[str, list[str]]:
-    names: dict[str, list[str]] = {}
-    for item in dataset.held_out:
-        names.setdefault(item.source, []).append(item.stem)
-    return {
-        source: stems
-        if len(stems) <= MAX_NAMES
-        else [*stems[:MAX_NAMES], f"and {len(stems) - MAX_NAMES} more"]
-        for source, stems in names.items()
-    }

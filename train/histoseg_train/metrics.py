@@ -26,9 +26,9 @@ def dice_per_class(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
         return np.asarray(2 * np.diag(confusion) / total, np.float64)
 
 
-def foreground_dice(confusion: NDArray[np.int64]) -> float:
-    """Return the mean Dice of the classes but the background (class 0), NaN when none occurs."""
-    dice = dice_per_class(confusion)[1:]
+def foreground_dice(confusion: NDArray[np.int64], *, background: int = 0) -> float:
+    """Return the mean Dice of the classes but the background, NaN when none occurs."""
+    dice = np.delete(dice_per_class(confusion), background)
     present = dice[~np.isnan(dice)]
     return float(present.mean()) if present.size else math.nan
 
