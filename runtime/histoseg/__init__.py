@@ -2,8 +2,8 @@
 
     import histoseg
 
-    with histoseg.open_session("model.onnx") as session:
-        report = histoseg.segment_slide("slide.svs", session, "results")
+    with histoseg.Segmenter("model.onnx") as segmenter:
+        report = segmenter.segment("slide.svs", "results")
 
 Nothing heavy loads with the package: onnxruntime, OpenCV and OpenSlide come with their first use.
 """
@@ -16,32 +16,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from histoseg.card import ModelCard as ModelCard
     from histoseg.errors import HistosegError as HistosegError
-    from histoseg.job import segment_slide as segment_slide
+    from histoseg.live import LiveSlide as LiveSlide
     from histoseg.options import RunOptions as RunOptions
-    from histoseg.session import Session as Session
-    from histoseg.session import open_session as open_session
+    from histoseg.segmenter import LabelBand as LabelBand
+    from histoseg.segmenter import Segmenter as Segmenter
     from histoseg.slide import open_slide as open_slide
 
 __version__ = "0.1.0"
 
 _ROOMS = {
     "HistosegError": "errors",
+    "LabelBand": "segmenter",
+    "LiveSlide": "live",
     "ModelCard": "card",
     "RunOptions": "options",
-    "Session": "session",
-    "open_session": "session",
+    "Segmenter": "segmenter",
     "open_slide": "slide",
-    "segment_slide": "job",
 }
 __all__ = [
     "HistosegError",
+    "LabelBand",
+    "LiveSlide",
     "ModelCard",
     "RunOptions",
-    "Session",
+    "Segmenter",
     "__version__",
-    "open_session",
     "open_slide",
-    "segment_slide",
 ]
 
 

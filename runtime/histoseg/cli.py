@@ -80,12 +80,15 @@ def _check_size(context: click.Context, parameter: click.Parameter, value: str |
     "--threads", type=click.IntRange(1, 256), help="CPU threads for the model.  [default: all; few on a GPU]"
 )
 @click.option("--max-memory", metavar="SIZE", callback=_check_size, help="Stay below, such as 1GiB.")
+@click.option("--objects/--no-objects", default=True, help="Write objects.geojson.gz, for QuPath.")
+@click.option("--min-area-um2", type=click.FloatRange(min=0), default=0.0, help="Leave smaller ones out.")
+@click.option("--simplify/--no-simplify", default=True, help="Cut the corners of their steps.")
 @click.option("--demo", is_flag=True, help="Draw a slide with known nuclei, segment it, show the Dice.")
 @click.version_option(histoseg.__version__)
 def command(**options: Any) -> int:
     """Segment whole-slide images with an ONNX model. Research use only.
 
-    Writes OUT/<slide>/ with labels.tif, overlay.png and report.json.
+    Writes OUT/<slide>/ with labels.tif, objects.geojson.gz, overlay.png, report.html and report.json.
     """
     if options["demo"]:
         return _run_demo(options)
@@ -151,6 +154,9 @@ def _read_options(options: dict[str, Any], session: Session) -> RunOptions:
         tissue=not options["no_tissue"],
         batch_size=options["batch"],
         max_memory=options["max_memory"],
+        objects=options["objects"],
+        min_area_um2=options["min_area_um2"],
+        simplify=options["simplify"],
     )
     try:
         check_options(chosen, session)
@@ -205,7 +211,7 @@ def _run_demo(options: dict[str, Any]) -> int:
         code = _run_all([slide], session, out, {**options, "truth": truth})
     if code == 0:
         click.echo(f"slide    {slide}\noverlay  {out / slide.stem / 'overlay.png'}")
-        click.echo(f"labels   {out / slide.stem / 'labels.tif'}\nreport   {out / slide.stem / 'report.json'}")
+        click.echo(f"labels   {out / slide.stem / 'labels.tif'}\nreport   {out / slide.stem / 'report.html'}")
     return code
 
 
@@ -229,6 +235,8 @@ def summarize(report: dict[str, Any], folder: Path) -> str:
         parts.append(note)
     elif not tiles["run"]:
         parts.append("no tissue found (--no-tissue runs every tile)")
+    if note := (report["objects"] or {}).get("note"):
+        parts.append(note)
     parts.append(f"{tiles['run']} of {tiles['total']} tiles on {report['provider']}, {seconds:.1f} s")
     return f"{Path(report['slide']['path']).name}: {', '.join(parts)} -> {folder}"
 

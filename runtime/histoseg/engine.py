@@ -11,24 +11,22 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from itertools import islice, repeat
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
 from histoseg.blend import Band, Blender, join_bands
-from histoseg.errors import CancelledError
+from histoseg.cancel import name_stop
 from histoseg.grid import Grid, Panel, Tile
-from histoseg.session import Session
-from histoseg.slide import ScaledSlide
 from histoseg.timing import Stopwatch
 
 if TYPE_CHECKING:
     from histoseg.arrays import Floats, Mask, Pixels
-    from histoseg.card import Blend
+    from histoseg.card import Blend, ModelCard
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -39,6 +37,42 @@ BATCHES_AHEAD = 3
 READER_NICENESS = 15
 # Model pixels in a batch when nobody asks for another size: one tile of 512 px.
 BATCH_PIXELS = 512 * 512
+# How soon a caller that waits for a batch notices that it was cancelled.
+POLL_SECONDS = 0.05
+
+
+class TileReader(Protocol):
+    """Where tiles come from, to several threads: a `ScaledSlide`, or one whose pixels are still coming."""
+
+    def read(self, m_x: int, m_y: int, width: int, height: int) -> Pixels:
+        """Return `(height, width, 3)` RGB at the model's um/px, waiting for it if need be."""
+        ...
+
+    def must_wait(self, m_x: int, m_y: int, width: int, height: int) -> bool:
+        """Return whether a read would wait for pixels that are still to come."""
+        ...
+
+    def halt(self) -> None:
+        """Make reads that wait fail, and all later ones: nobody wants them any more."""
+        ...
+
+
+class Predictor(Protocol):
+    """What the pipeline asks of a model: a `Session`, or what behaves like one."""
+
+    @property
+    def card(self) -> ModelCard:
+        """What the model expects and gives."""
+        ...
+
+    @property
+    def batch_size(self) -> int | None:
+        """The model's fixed batch size; `None` when it takes any."""
+        ...
+
+    def run(self, tiles: Pixels) -> Floats:
+        """Return `(batch, height, width, classes)` float32 probabilities, the caller's to write into."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -73,8 +107,8 @@ class Plan:
 
 
 def iter_rows(
-    slide: ScaledSlide,
-    session: Session,
+    slide: TileReader,
+    session: Predictor,
     plan: Plan,
     *,
     clock: Stopwatch | None = None,
@@ -106,23 +140,25 @@ def iter_rows(
         on_tiles or (lambda done, total: None),
         cancel or threading.Event(),
     )
+    progress = _Progress(plan.run_count, plan.batch_size, note, cancel)
+    # left from the last to the first: the model's thread is out of the batches before these are closed
     with (
         ThreadPoolExecutor(plan.readers, "histoseg-read", initializer=_yield_to_model) as readers,
+        closing(_read_batches(slide, plan, readers, clock)) as batches,
         ThreadPoolExecutor(1, "histoseg-infer") as runner,
+        closing(_predict(batches, session, plan, runner, clock, progress.check)) as predictions,
+        _halting(slide),
     ):
-        predictions = _predict(slide, session, plan, readers, runner, clock)
-        progress = _Progress(plan.run_count, plan.batch_size, note, cancel)
-        with closing(predictions):
-            note(0, plan.run_count)
-            for panel in plan.panels:
-                parts = _blend(predictions, len(session.card.class_names), plan, panel, clock, progress)
-                for _ in range(plan.grid.y.count):
-                    yield _finished(islice(parts, len(panel.columns)), panel)
+        note(0, plan.run_count)
+        for panel in plan.panels:
+            parts = _blend(predictions, len(session.card.class_names), plan, panel, clock, progress)
+            for _ in range(plan.grid.y.count):
+                yield _finished(islice(parts, len(panel.columns)), panel)
 
 
 def iter_bands(
-    slide: ScaledSlide,
-    session: Session,
+    slide: TileReader,
+    session: Predictor,
     plan: Plan,
     *,
     clock: Stopwatch | None = None,
@@ -138,30 +174,50 @@ def iter_bands(
             yield join_bands(list(parts))
 
 
-def choose_batch_size(session: Session, tile_size: tuple[int, int], wanted: int | None = None) -> int:
+def choose_batch_size(session: Predictor, tile_size: tuple[int, int], wanted: int | None = None) -> int:
     """Return the model's fixed batch size, or the wanted one, or as many tiles as fill `BATCH_PIXELS`."""
     return session.batch_size or wanted or max(1, BATCH_PIXELS // (tile_size[0] * tile_size[1]))
 
 
 def map_ordered(
-    pool: Executor, function: Callable[[In], Out], items: Iterable[In], *, ahead: int
-) -> Iterator[Out]:
+    pool: Executor,
+    function: Callable[[In], Out],
+    items: Iterable[In],
+    *,
+    ahead: int,
+    check: Callable[[], None] | None = None,
+) -> Generator[Out]:
     """Yield `function(item)` in order, with at most `ahead` items submitted and not yet yielded.
 
-    The first exception is raised in its place; what has not begun by then, or when the iterator is closed,
-    is cancelled.
+    The first exception is raised in its place, or that of `check`, which is called while a result is waited
+    for; what has not begun by then, or when the iterator is closed, is cancelled.
     """
     pending: deque[Future[Out]] = deque()
     try:
         for item in items:
             pending.append(pool.submit(function, item))
             if len(pending) >= ahead:
+                _wait_for(pending[0], check)
                 yield pending.popleft().result()
         while pending:
+            _wait_for(pending[0], check)
             yield pending.popleft().result()
     finally:
         for future in pending:
             future.cancel()
+
+
+def _wait_for(future: Future[Out], check: Callable[[], None] | None) -> None:
+    while check and not wait([future], POLL_SECONDS).done:
+        check()
+
+
+@contextmanager
+def _halting(slide: TileReader) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        slide.halt()
 
 
 def _yield_to_model() -> None:
@@ -187,7 +243,7 @@ class _Progress:
 
     def check(self) -> None:
         if self.cancel.is_set():
-            raise CancelledError(f"cancelled after {self.done} of {self.total} tiles")
+            raise name_stop(self.cancel, f"after {self.done} of {self.total} tiles")
 
     def advance(self) -> None:
         self.done += 1
@@ -221,27 +277,52 @@ def _finished(parts: Iterator[Band], panel: Panel) -> Iterator[Band]:
     return (part for part in parts if part.m_x >= panel.m_x0)
 
 
+def _read_batches(
+    slide: TileReader, plan: Plan, readers: Executor, clock: Stopwatch
+) -> Generator[list[tuple[Tile, Pixels]]]:
+    """Yield tiles in batches; a short one where the next tile's pixels are still to come, and at the end."""
+    size, batch = plan.grid.tile_size, list[tuple["Tile", "Pixels"]]()
+
+    def read(tile: Tile) -> Pixels:
+        with clock.time("read"):
+            return slide.read(tile.m_x, tile.m_y, *size)
+
+    ahead = plan.readers + 2 * plan.batch_size
+    with closing(map_ordered(readers, read, plan.iter_runs(), ahead=ahead)) as pixels:
+        for tile in plan.iter_runs():
+            full = len(batch) == plan.batch_size
+            if full or (batch and slide.must_wait(tile.m_x, tile.m_y, *size)):
+                yield batch
+                batch = []
+            batch.append((tile, next(pixels)))
+        if batch:
+            yield batch
+
+
 def _predict(
-    slide: ScaledSlide, session: Session, plan: Plan, readers: Executor, runner: Executor, clock: Stopwatch
+    batches: Iterator[list[tuple[Tile, Pixels]]],
+    session: Predictor,
+    plan: Plan,
+    runner: Executor,
+    clock: Stopwatch,
+    check: Callable[[], None],
 ) -> Generator[tuple[Tile, Floats]]:
+    """Yield tiles with their predictions; the model's thread takes the batches, too, and waits for them."""
     width, height = plan.grid.tile_size
 
-    def read(tile: Tile) -> tuple[Tile, Pixels]:
-        with clock.time("read"):
-            return tile, slide.read(tile.m_x, tile.m_y, width, height)
-
-    def infer(batch: list[tuple[Tile, Pixels]]) -> list[tuple[Tile, Floats]]:
+    def infer_next(_: None) -> list[tuple[Tile, Floats]]:
+        batch = next(batches, [])
+        if not batch:
+            return []
+        check()  # the caller may be busy with bands, and notice later
         short = plan.batch_size - len(batch)
         pixels = [rgb for _, rgb in batch] + [np.zeros((height, width, 3), np.uint8)] * short
         with clock.time("infer"):
             predictions = session.run(np.stack(pixels))
         return [(tile, predictions[slot]) for slot, (tile, _) in enumerate(batch)]
 
-    read_tiles = map_ordered(readers, read, plan.iter_runs(), ahead=plan.readers + plan.batch_size)
-    for batch in map_ordered(runner, infer, _batches(read_tiles, plan.batch_size), ahead=BATCHES_AHEAD):
-        yield from batch
-
-
-def _batches(items: Iterator[In], size: int) -> Iterator[list[In]]:
-    while batch := list(islice(items, size)):
-        yield batch
+    with closing(map_ordered(runner, infer_next, repeat(None), ahead=BATCHES_AHEAD, check=check)) as results:
+        for batch in results:
+            if not batch:
+                return
+            yield from batch

@@ -26,6 +26,10 @@ class SlideError(HistosegError, OSError):
     """A slide cannot be opened or read."""
 
 
+class PushTimeoutError(SlideError, TimeoutError):
+    """Nobody took the pixels of a live slide in time."""
+
+
 class SpacingError(SlideError):
     """A slide's um/px is missing, or too coarse for the model."""
 
@@ -48,6 +52,10 @@ class OptionError(HistosegError, ValueError):
 
 class CancelledError(HistosegError, RuntimeError):
     """The caller cancelled the run."""
+
+
+class DeadlineError(CancelledError, TimeoutError):
+    """The run was not done by its deadline."""
 
 
 class OutputError(HistosegError, OSError):

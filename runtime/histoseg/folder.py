@@ -17,18 +17,19 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def make_folder(final: Path, names: Collection[str]) -> Iterator[Path]:
+def make_folder(final: Path, names: Collection[str], *, report: str = REPORT_NAME) -> Iterator[Path]:
     """Yield a folder that becomes `final` when the block succeeds and vanishes when it fails.
 
     Args:
         final: The folder to be.
         names: The files that a result may hold. An older result is replaced when it holds no others.
+        report: The JSON file by which a result is known; its object has the key `histoseg`.
 
     Raises:
         OutputError: `final` is, or holds, somebody else's; or cannot be written; or another run writes it.
     """
     final = final.resolve()  # a link keeps leading where it led
-    _refuse_foreign(final, names)
+    _refuse_foreign(final, names, report)
     part, old = final.with_name(f".{final.name}.part"), final.with_name(f".{final.name}.old")
     made = _missing_parents(final)
     with ExitStack() as stack:
@@ -36,7 +37,7 @@ def make_folder(final: Path, names: Collection[str]) -> Iterator[Path]:
             stack.enter_context(_hold_folder(part, final))
             _restore(old, final)  # a run was killed between the two renames of `_replace_folder`
             yield part
-            _refuse_foreign(final, names)
+            _refuse_foreign(final, names, report)
             _replace_folder(part, final, old)
         except OutputInUseError:
             raise
@@ -54,11 +55,11 @@ class OutputInUseError(OutputError):
     """Another run writes the same results."""
 
 
-def _refuse_foreign(final: Path, names: Collection[str]) -> None:
+def _refuse_foreign(final: Path, names: Collection[str], report: str) -> None:
     """Refuse a folder that is not, or not only, a result of this package."""
     if not final.exists():
         return
-    if not _is_result(final):
+    if not _is_result(final, report):
         raise OutputError(
             f"{final} exists and holds no histoseg result, expected a free name; choose another -o"
         )
@@ -70,12 +71,12 @@ def _refuse_foreign(final: Path, names: Collection[str]) -> None:
         )
 
 
-def _is_result(folder: Path) -> bool:
+def _is_result(folder: Path, report: str) -> bool:
     try:
-        report = json.loads((folder / REPORT_NAME).read_bytes())
+        document = json.loads((folder / report).read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(report, dict) and "histoseg" in report
+    return isinstance(document, dict) and "histoseg" in document
 
 
 @contextmanager

@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import histoseg
-from histoseg.cancel import check_cancel
-from histoseg.engine import Plan, iter_rows
+from histoseg.engine import iter_rows
 from histoseg.errors import SlideError
 from histoseg.folder import REPORT_NAME, make_folder
 from histoseg.labeller import Labeller
-from histoseg.options import RunOptions, check_options
-from histoseg.outputs import LabelSink
-from histoseg.outputs.labels import LabelPyramid
-from histoseg.outputs.overlay import Overlay
+from histoseg.live import LiveSlide
+from histoseg.opening import OpenRun, open_run
+from histoseg.options import RunOptions
+from histoseg.outputs.report import write_report
+from histoseg.outputs.results import FILE_NAMES, Results
 from histoseg.outputs.tissue import write_tissue
 from histoseg.panels import join_panels
-from histoseg.planning import plan_run, scale_slide
-from histoseg.roi import Roi, open_roi
 from histoseg.session import Session
-from histoseg.slide import FileSlide, ScaledSlide, Slide, open_slide
+from histoseg.slide import FileSlide, Slide
 from histoseg.timing import Stopwatch
-from histoseg.tissue import TissueMask
-from histoseg.truth import Truth, open_truth
 
 if TYPE_CHECKING:
-    from histoseg.arrays import Labels
+    pass
 
-OUTPUT_NAMES = ("labels.tif", "overlay.png", "tissue.png", REPORT_NAME)
+PAGE_NAME = "report.html"
+OUTPUT_NAMES = (*FILE_NAMES, "tissue.png", PAGE_NAME, REPORT_NAME)
 STAGES = ("read", "infer", "blend", "write")
 
 
@@ -52,7 +49,8 @@ def segment_slide(
     """Segment one slide into `out/<name>/` and return its report.
 
     Args:
-        slide: A file that OpenSlide reads, or an open slide, such as an `ArraySlide`.
+        slide: A file that OpenSlide reads, or an open slide, such as an `ArraySlide`, or a `LiveSlide`, whose
+            tiles all run, tissue or not.
         session: The model.
         out: Folder for results; it is made when it is missing.
         options: See `RunOptions`; what the model's card says when `None`.
@@ -67,6 +65,7 @@ def segment_slide(
 
     Raises:
         CancelledError: `cancel` was set.
+        DeadlineError: It is a `Stop` whose deadline has passed.
         OptionError: An option does not fit the model.
         SlideError: The slide cannot be opened or read, or has the wrong um/px.
         TruthError: The truth does not fit.
@@ -74,31 +73,38 @@ def segment_slide(
         ModelError: The model failed.
         OutputError: The results cannot be written.
     """
-    clock, options = Stopwatch(), options or RunOptions()
-    check_options(options, session)
-    with ExitStack() as stack:
-        scaled = scale_slide(_enter_slide(stack, slide, session), session, options)
-        area = _enter_roi(stack, roi, scaled) if roi else None
-        reference = _enter_truth(stack, truth, scaled, session) if truth else None
-        tissue, plan = plan_run(scaled, session, options, area, truth=reference, cancel=cancel)
-        folder = stack.enter_context(make_folder(Path(out) / check_name(scaled.slide.name), OUTPUT_NAMES))
-        report = _describe(scaled, session, plan, tissue)
+    clock = Stopwatch()
+    opening = open_run(
+        slide, session, options or RunOptions(), truth=truth, roi=roi, picture=True, cancel=cancel
+    )
+    with opening as run, make_folder(Path(out) / check_name(run.slide.slide.name), OUTPUT_NAMES) as folder:
+        report = _describe(run, session)
         given = {"truth": truth, "roi": roi}
-        report["options"] = asdict(options) | {
+        report["options"] = asdict(run.options) | {
             name: str(path) if path else None for name, path in given.items()
         }
-        # closed before the slide is: readers must be out of it by then
-        rows = stack.enter_context(
-            closing(iter_rows(scaled, session, plan, clock=clock, on_tiles=on_tiles, cancel=cancel))
-        )
         labeller = Labeller(
-            session.card, clock, plan.panels, threshold=options.threshold, roi=area, truth=reference
+            session.card,
+            clock,
+            run.plan.panels,
+            threshold=run.options.threshold,
+            roi=run.roi,
+            truth=run.truth,
         )
-        joined = join_panels(map(labeller.label, rows), len(plan.panels), folder)
-        _write(joined, scaled, session, folder, clock, cancel)
-        if tissue is not None:
-            write_tissue(folder / "tissue.png", tissue.mask)
-        report |= {"seconds": clock.report(STAGES)} | labeller.report(scaled.scale.spacing_um_px)
+        bands = iter_rows(run.reader, session, run.plan, clock=clock, on_tiles=on_tiles, cancel=cancel)
+        with closing(bands):  # before the slide is: readers must be out of it by then
+            joined = join_panels(map(labeller.label, bands), len(run.plan.panels), folder)
+            results = Results(folder, run.slide, session.card, run.options, clock=clock, cancel=cancel)
+            with results:
+                results.write(joined)
+        if run.tissue is not None:
+            write_tissue(folder / "tissue.png", run.tissue.mask)
+        report |= labeller.report(run.slide.scale.spacing_um_px) | results.report()
+        if isinstance(run.slide.slide, LiveSlide):
+            report["slide"]["gap_px"] = run.slide.slide.gap_px or 0
+        report["seconds"] = clock.report(STAGES)
+        mask = run.tissue.mask if run.tissue else None
+        write_report(folder / PAGE_NAME, report, session.card, results.glance(), mask)
         (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 
@@ -114,54 +120,9 @@ def check_name(name: str) -> str:
     return name
 
 
-def _write(
-    rows: Iterator[tuple[int, Labels]],
-    slide: ScaledSlide,
-    session: Session,
-    folder: Path,
-    clock: Stopwatch,
-    cancel: Event | None,
-) -> None:
-    """Hand labels to every output."""
-    card, size, spacing = session.card, slide.m_size, slide.scale.spacing_um_px
-    overlay = Overlay(
-        folder / "overlay.png", slide.slide, size, card.class_colors, card.background_index, cancel=cancel
-    )
-    with LabelPyramid(folder / "labels.tif", size, spacing, card.class_colors) as pyramid:
-        sinks: list[LabelSink] = [pyramid, overlay]
-        for m_y, labels in rows:
-            check_cancel(cancel, "labels were written")
-            with clock.time("write"):
-                for sink in sinks:
-                    sink.add(m_y, labels)
-        with clock.time("write"):
-            for sink in sinks:
-                check_cancel(cancel, "labels were written")
-                sink.close()
-
-
-def _enter_slide(stack: ExitStack, slide: str | Path | Slide, session: Session) -> Slide:
-    wanted = session.card.input.color_space
-    if isinstance(slide, str | Path):
-        return stack.enter_context(open_slide(slide, color_space=wanted))
-    if isinstance(slide, FileSlide) and slide.color_space != wanted:
-        raise SlideError(
-            f"{slide.path}: was opened with color_space '{slide.color_space}', expected '{wanted}' from the "
-            f"model's card; open it with open_slide(path, color_space='{wanted}')"
-        )
-    return slide
-
-
-def _enter_roi(stack: ExitStack, path: str | Path, slide: ScaledSlide) -> Roi:
-    return stack.enter_context(open_roi(Path(path), slide.scale, slide.slide.level_sizes[0]))
-
-
-def _enter_truth(stack: ExitStack, path: str | Path, slide: ScaledSlide, session: Session) -> Truth:
-    return stack.enter_context(open_truth(Path(path), session.card, slide.scale, slide.slide.level_sizes[0]))
-
-
-def _describe(scaled: ScaledSlide, session: Session, plan: Plan, tissue: TissueMask | None) -> dict[str, Any]:
-    card, slide, scale, grid = session.card, scaled.slide, scaled.scale, plan.grid
+def _describe(run: OpenRun, session: Session) -> dict[str, Any]:
+    card, scaled, plan, tissue = session.card, run.slide, run.plan, run.tissue
+    slide, scale, grid = scaled.slide, scaled.scale, plan.grid
     return {
         "histoseg": histoseg.__version__,
         "model": {

@@ -79,7 +79,8 @@ class Journal:
             OutputError: It cannot be written.
         """
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **dict(arrays))
+        named: dict[str, Any] = dict(arrays)
+        np.savez_compressed(buffer, **named)
         data = buffer.getvalue()
         try:
             self._file.write(_FRAME.pack(_MAGIC, len(data), zlib.crc32(data)))

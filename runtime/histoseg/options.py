@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
@@ -25,11 +26,17 @@ class RunOptions:
     overlap_px: int | None = None
     threshold: float | None = None
     tissue: bool = True
-    """Skip tiles without tissue."""
+    """Skip tiles without tissue. Of a live slide all tiles run: tissue is found on the whole of a slide."""
     batch_size: int | None = None
     readers: int | None = None
     max_memory: int | None = None
     """Bytes; where the slide's whole width needs more, it is run in panels."""
+    objects: bool = True
+    """Write `objects.geojson.gz`."""
+    min_area_um2: float = 0.0
+    """Smaller objects are left out of it."""
+    simplify: bool = True
+    """Cut the corners of the objects' steps, by at most half a model pixel."""
 
 
 def check_options(options: RunOptions, session: Session) -> None:
@@ -61,6 +68,8 @@ def _check_values(options: RunOptions) -> None:
         raise OptionError(f"--mpp is {options.mpp:g}, expected {MPP_RANGE[0]:g} to {MPP_RANGE[1]:g} um/px")
     if options.blend is not None and options.blend not in get_args(Blend):
         raise OptionError(f"--blend is '{options.blend}', expected one of {', '.join(get_args(Blend))}")
+    if not 0 <= options.min_area_um2 < math.inf:
+        raise OptionError(f"--min-area-um2 is {options.min_area_um2:g}, expected 0 or more")
     for flag, value in (("--batch", options.batch_size), ("readers", options.readers)):
         if value is not None and value < 1:
             raise OptionError(f"{flag} is {value}, expected 1 or more")

@@ -20,32 +20,68 @@ if TYPE_CHECKING:
 OVERVIEW_BLOCK_PX = 2048
 
 
+class OverviewBuilder:
+    """An overview that is read from the top, as far as there are pixels, block by block.
+
+    Reads the coarsest sufficient level: memory stays fixed for a slide of one level.
+    """
+
+    def __init__(self, slide: Slide, max_side_px: int, *, cancel: Event | None = None) -> None:
+        """Plan a picture of at most `max_side_px` on its longer side; nothing is read yet."""
+        self._slide = slide
+        self._cancel = cancel
+        sizes = enumerate(slide.level_sizes)
+        self._level = max((i for i, size in sizes if i == 0 or max(size) >= max_side_px), default=0)
+        self._width, self._height = slide.level_sizes[self._level]
+        factor = max(1.0, max(self._width, self._height) / max_side_px)
+        self._size = max(1, int(self._width / factor)), max(1, int(self._height / factor))
+        self._strips = list(_cut_axis(self._height, self._size[1]))
+        self._rgb: Pixels | None = None
+
+    @property
+    def floor(self) -> int:
+        """No row of the level above this one will be read."""
+        return self._strips[0][2] if self._strips else self._height
+
+    def advance(self, level_y: int) -> None:
+        """Read the blocks that end above row `level_y` of the level.
+
+        Raises:
+            CancelledError: `cancel` was set.
+            SlideError: The slide is damaged.
+        """
+        while self._strips and self._strips[0][3] <= level_y:
+            self._read(*self._strips[0])
+            self._strips.pop(0)
+
+    def finish(self) -> Pixels:
+        """Read the rest and return `(height, width, 3)` RGB; see `advance`."""
+        self.advance(self._height)
+        assert self._rgb is not None
+        return self._rgb
+
+    def _read(self, top: int, bottom: int, y0: int, y1: int) -> None:
+        import cv2
+
+        width, height = self._size
+        if self._rgb is None:
+            self._rgb = np.empty((height, width, 3), np.uint8)
+        for left, right, x0, x1 in _cut_axis(self._width, width):
+            check_cancel(self._cancel, "an overview of the slide was read")
+            pixels = self._slide.read_level(self._level, x0, y0, x1 - x0, y1 - y0)
+            self._rgb[top:bottom, left:right] = cv2.resize(
+                pixels, (right - left, bottom - top), interpolation=cv2.INTER_AREA
+            )
+
+
 def read_overview(slide: Slide, max_side_px: int, *, cancel: Event | None = None) -> Pixels:
     """Return the whole slide as RGB of at most `max_side_px` on its longer side, averaged over areas.
-
-    Reads block by block from the coarsest sufficient level: memory stays fixed for a slide of one level.
 
     Raises:
         CancelledError: `cancel` was set.
         SlideError: The slide is damaged.
     """
-    import cv2
-
-    level = max(
-        (i for i, size in enumerate(slide.level_sizes) if i == 0 or max(size) >= max_side_px), default=0
-    )
-    width, height = slide.level_sizes[level]
-    factor = max(1.0, max(width, height) / max_side_px)
-    out_w, out_h = max(1, int(width / factor)), max(1, int(height / factor))
-    overview = np.empty((out_h, out_w, 3), np.uint8)
-    for top, bottom, y0, y1 in _cut_axis(height, out_h):
-        for left, right, x0, x1 in _cut_axis(width, out_w):
-            check_cancel(cancel, "an overview of the slide was read")
-            pixels = slide.read_level(level, x0, y0, x1 - x0, y1 - y0)
-            overview[top:bottom, left:right] = cv2.resize(
-                pixels, (right - left, bottom - top), interpolation=cv2.INTER_AREA
-            )
-    return overview
+    return OverviewBuilder(slide, max_side_px, cancel=cancel).finish()
 
 
 def _cut_axis(length: int, out_length: int) -> Iterator[tuple[int, int, int, int]]:

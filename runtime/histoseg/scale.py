@@ -119,6 +119,20 @@ class ScaledSlide:
         """Width and height in model pixels."""
         return self.scale.m_size
 
+    def cover(self, m_x: int, m_y: int, width: int, height: int) -> tuple[int, int, int, int]:
+        """Return what `read` reads of the level: `(x0, y0, x1, y1)`, inside it."""
+        columns = reflect_indices(m_x, width, self.m_size[0])
+        rows = reflect_indices(m_y, height, self.m_size[1])
+        inside = int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+        return self._cover_inside(*inside)
+
+    def must_wait(self, m_x: int, m_y: int, width: int, height: int) -> bool:
+        """Return whether a read would wait for pixels that are still to come: never."""
+        return False
+
+    def halt(self) -> None:
+        """Make reads that wait fail: there are none."""
+
     def read(self, m_x: int, m_y: int, width: int, height: int) -> Pixels:
         """Return `(height, width, 3)` RGB at the model's um/px.
 
@@ -137,10 +151,8 @@ class ScaledSlide:
         return np.ascontiguousarray(inside[rows - top][:, columns - left])
 
     def _read_inside(self, m_x0: int, m_y0: int, m_x1: int, m_y1: int) -> Pixels:
-        level_size = self.slide.level_sizes[self.scale.level]
         spans = self.scale.level_per_m
-        x0, x1 = _cover(m_x0, m_x1, spans[0], level_size[0])
-        y0, y1 = _cover(m_y0, m_y1, spans[1], level_size[1])
+        x0, y0, x1, y1 = self._cover_inside(m_x0, m_y0, m_x1, m_y1)
         pixels = self.slide.read_level(self.scale.level, x0, y0, x1 - x0, y1 - y0)
         m_width, m_height = m_x1 - m_x0, m_y1 - m_y0
         if spans == (1.0, 1.0):
@@ -148,6 +160,11 @@ class ScaledSlide:
         if spans[0].is_integer() and spans[1].is_integer():
             return average_blocks(pixels, int(spans[0]), int(spans[1]), m_width, m_height)
         return average_areas(pixels, (x0, y0), (m_x0, m_y0), spans, (m_width, m_height))
+
+    def _cover_inside(self, m_x0: int, m_y0: int, m_x1: int, m_y1: int) -> tuple[int, int, int, int]:
+        (width, height), spans = self.slide.level_sizes[self.scale.level], self.scale.level_per_m
+        (x0, x1), (y0, y1) = _cover(m_x0, m_x1, spans[0], width), _cover(m_y0, m_y1, spans[1], height)
+        return x0, y0, x1, y1
 
 
 def _cover(m0: int, m1: int, span: float, length: int) -> tuple[int, int]:

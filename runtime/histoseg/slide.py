@@ -61,7 +61,7 @@ class ArraySlide:
         if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or 0 in rgb.shape:
             raise SlideError(f"array is {rgb.dtype} {rgb.shape}, expected uint8 (height, width, 3)")
         self.name = name
-        self.level_sizes = ((rgb.shape[1], rgb.shape[0]),)
+        self.level_sizes: tuple[tuple[int, int], ...] = ((rgb.shape[1], rgb.shape[0]),)
         self.spacing_um_px = _pair(spacing_um_px)
         self._rgb = rgb
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -84,7 +83,9 @@ def test_the_report_has_what_its_readers_look_for(open_model, small_slide: Path,
     folder = tmp_path / "small"
     assert sorted(path.name for path in folder.iterdir()) == [
         "labels.tif",
+        "objects.geojson.gz",
         "overlay.png",
+        "report.html",
         "report.json",
         "tissue.png",
     ]
@@ -305,7 +306,7 @@ def test_the_folder_appears_only_when_all_is_in_it(open_model, small_slide: Path
     )
     assert seen
     assert not any(seen)
-    assert len(list((tmp_path / "a" / "b" / "small").iterdir())) == 4
+    assert len(list((tmp_path / "a" / "b" / "small").iterdir())) == 6
 
 
 class StopError(Exception):
@@ -417,9 +418,8 @@ def test_a_truth_with_a_strange_value_stops_the_run_and_leaves_nothing(
 
 
 def test_public_names_do_the_same(models: Path, small_slide: Path, tmp_path: Path) -> None:
-    session: Callable = histoseg.open_session
-    with session(models / "threshold.onnx") as opened:
-        report = histoseg.segment_slide(str(small_slide), opened, str(tmp_path), histoseg.RunOptions())
+    with histoseg.Segmenter(str(models / "threshold.onnx"), options=histoseg.RunOptions()) as segmenter:
+        report = segmenter.segment(str(small_slide), str(tmp_path))
     assert (tmp_path / "small" / "report.json").is_file()
     assert report["classes"][1]["pixels"] > 0
 

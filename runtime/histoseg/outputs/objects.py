@@ -8,7 +8,6 @@ is comes out at the end.
 from __future__ import annotations
 
 import gzip
-import logging
 import tempfile
 from collections.abc import Iterator
 from dataclasses import fields
@@ -41,8 +40,6 @@ BLOCK_PX, BLOCK_ROWS = 1 << 18, 24
 GZIP_LEVEL = 4
 # Steps of area for each doubling, by which the smallest regions are told from the others.
 STEPS = 16
-
-_logger = logging.getLogger(__name__)
 
 
 class Objects:
@@ -113,8 +110,6 @@ class Objects:
             raise OutputError(
                 f"{self._path}: cannot write the objects ({error}); free space or choose another -o"
             ) from error
-        if note := self._note():
-            _logger.warning("%s: %s", self._path.name, note)
 
     def report(self) -> dict[str, Any]:
         """Return how many objects of each class were written and left out; complete once closed."""

@@ -14,11 +14,13 @@ import numpy as np
 
 from histoseg.colors import parse_color
 from histoseg.errors import OutputError
+from histoseg.outputs.report.picture import Glance
 from histoseg.outputs.rows import RowBlocks
-from histoseg.slide import Slide, read_overview
+from histoseg.overview import OverviewBuilder
 
 if TYPE_CHECKING:
     from histoseg.arrays import Labels, Mask, Pixels
+    from histoseg.slide import Slide
 
 LONG_SIDE_PX = 3000
 SHORT_SIDE_PX = 512
@@ -43,12 +45,12 @@ class Overlay:
     ) -> None:
         """Prepare a picture of `slide`, which has `m_size` (width, height) model pixels."""
         self._path = path
-        self._slide = slide
-        self._cancel = cancel
         self._colors = np.array([parse_color(color) for color in colors], np.float32)
         self._background = background
         self._factor = -(-max(m_size) // LONG_SIDE_PX)
         width, height = (-(-side // self._factor) for side in m_size)
+        self.overview = OverviewBuilder(slide, max(width, height), cancel=cancel)
+        """The picture beneath; whoever has a slide that forgets its pixels lets it advance."""
         self._labels = np.full((height, width), background, np.uint8)
         self._shares = np.zeros((height, width), np.uint8)
         self._blocks = RowBlocks(self._factor)
@@ -74,8 +76,7 @@ class Overlay:
         if rest is not None:
             self._reduce(rest)
         height, width = self._shares.shape
-        overview = read_overview(self._slide, max(width, height), cancel=self._cancel)
-        rgb = cv2.resize(overview, (width, height), interpolation=cv2.INTER_AREA)
+        rgb = cv2.resize(self.overview.finish(), (width, height), interpolation=cv2.INTER_AREA)
         picture = self._draw(np.asarray(rgb, np.uint8))
         enlarge = -(-SHORT_SIDE_PX // max(width, height))
         if enlarge > 1:
@@ -88,6 +89,10 @@ class Overlay:
             raise OutputError(
                 f"{self._path}: cannot write the overlay ({error}); free space or choose another -o"
             ) from error
+
+    def glance(self) -> Glance:
+        """Return what the picture is drawn from; complete once closed, and the slide is not read again."""
+        return Glance(self.overview.finish(), self._labels, self._shares)
 
     def _reduce(self, block: Labels) -> None:
         """Keep the most frequent class of each cell, the background aside, and its share of the cell."""
