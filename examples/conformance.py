@@ -20,7 +20,7 @@ def main(bundle: Path) -> int:
     session = onnxruntime.InferenceSession(str(bundle / "model.onnx"), providers=["CPUExecutionProvider"])
     card = json.loads(session.get_modelmeta().custom_metadata_map["histoseg"])
     expected = json.loads((bundle / "conformance.json").read_text())
-    slide = read_png(bundle / "slide.png")
+    slide = equalize(read_png(bundle / "slide.png"), card["input"]["equalization"])
     limits, passed = expected["tolerances"], True
     for tile in expected["tiles"]:
         rgb = cut_tile(slide, tile["x"], tile["y"], card["patch_size_pixels"])
@@ -95,6 +95,18 @@ def run_tile(session, card, rgb):
     (values,) = session.run([card["output"]["name"]], {card["input"]["name"]: rgb[None]})
     values = values[0].astype(np.float64)
     return values if values.shape[-1] > 1 else np.concatenate([1 - values, values], axis=-1)
+
+
+def equalize(slide, options):
+    """Return a slide with its lightness equalised in cells from its corner."""
+    if options is None:
+        return slide
+    cell, (height, width) = options["cell_px"], slide.shape[:2]
+    lab = cv2.cvtColor(slide, cv2.COLOR_RGB2LAB)
+    whole = cv2.copyMakeBorder(lab[..., 0], 0, -height % cell, 0, -width % cell, cv2.BORDER_REFLECT_101)
+    cells = whole.shape[1] // cell, whole.shape[0] // cell
+    lab[..., 0] = cv2.createCLAHE(options["clip_limit"], cells).apply(whole)[:height, :width]
+    return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
 
 
 def read_png(path):

@@ -89,7 +89,8 @@ def _describe(model: Path, session: Session, folder: Path, rgb: Pixels) -> dict[
         crop=card.tiling.blend == "crop",
     )
     slide = ArraySlide(rgb, card.spacing_um_px, "conformance")
-    scaled = ScaledSlide(slide, plan_scale(slide, card.spacing_um_px, tolerance=0))
+    scale = plan_scale(slide, card.spacing_um_px, tolerance=0)
+    scaled = ScaledSlide(slide, scale, card.input.equalization)
     (folder / "slide.png").write_bytes(encode_png(rgb))
     corners = (grid.tile_at(0, 0), grid.tile_at(grid.y.count - 1, grid.x.count - 1))
     tiles = [_write_tile(folder, number, tile, scaled, session) for number, tile in enumerate(corners)]

@@ -98,7 +98,7 @@ def _cut_slide(path: Path, card: ModelCard, size: Size, count: int, rng: np.rand
     width, height = size
     with open_slide(path, color_space=card.input.color_space) as slide:
         scale = plan_scale(slide, card.spacing_um_px, tolerance=card.spacing_tolerance)
-        scaled, mask = ScaledSlide(slide, scale), find_tissue(slide).mask
+        scaled, mask = ScaledSlide(slide, scale, card.input.equalization), find_tissue(slide).mask
         rows, columns = np.nonzero(mask)
         if not rows.size:
             raise DataError(f"{path}: no tissue found on it; give another slide, or a folder of images")

@@ -167,9 +167,10 @@ def _read_options(options: dict[str, Any], session: Session) -> RunOptions:
 
 def _run_all(slides: list[Path], session: Session, out: Path, options: dict[str, Any]) -> int:
     from histoseg.job import segment_slide
+    from histoseg.outputs.report import CohortEntry, read_thumbnail, write_index
 
     chosen = _read_options(options, session)
-    failed = 0
+    entries = []
     for path in slides:
         try:
             with _progress(path.name) as on_tiles:
@@ -183,11 +184,16 @@ def _run_all(slides: list[Path], session: Session, out: Path, options: dict[str,
                     on_tiles=on_tiles,
                 )
         except (HistosegError, OSError, MemoryError) as error:  # one bad slide never stops the others
-            failed += 1
+            entries.append(CohortEntry(path.name, path.stem, failure=str(error)))
             click.echo(f"histoseg-run: error: {error}", err=True)
         else:
+            thumbnail = read_thumbnail(out / path.stem / "overlay.png")
+            entries.append(CohortEntry(path.name, path.stem, report, thumbnail=thumbnail))
             click.echo(summarize(report, out / path.stem))
-    return 1 if failed else 0
+    if len(entries) > 1 and out.is_dir():
+        write_index(out / "index.html", entries)
+        click.echo(f"{out / 'index.html'}: {len(entries)} slides")
+    return 1 if any(entry.failure for entry in entries) else 0
 
 
 def _run_demo(options: dict[str, Any]) -> int:

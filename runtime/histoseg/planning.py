@@ -42,7 +42,7 @@ def scale_slide(slide: Slide, session: Session, options: RunOptions) -> ScaledSl
         mpp=options.mpp,
         force=options.allow_coarse,
     )
-    return ScaledSlide(slide, scale)
+    return ScaledSlide(slide, scale, card.input.equalization)
 
 
 def _lay_grid(slide: ScaledSlide, session: Session, options: RunOptions) -> Grid:

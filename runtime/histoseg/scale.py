@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from histoseg.equalize import Equalization, equalize, widen
 from histoseg.errors import SpacingError
 from histoseg.resample import average_areas, average_blocks, reflect_indices
 
@@ -109,10 +110,11 @@ def _snap_scale(
 class ScaledSlide:
     """A slide seen at one um/px: reads model pixels, reflected at the slide's borders."""
 
-    def __init__(self, slide: Slide, scale: Scale) -> None:
-        """See `slide` through `scale`."""
+    def __init__(self, slide: Slide, scale: Scale, equalization: Equalization | None = None) -> None:
+        """See `slide` through `scale`, with its contrast equalised where the model's card says so."""
         self.slide = slide
         self.scale = scale
+        self.equalization = equalization
 
     @property
     def m_size(self) -> tuple[int, int]:
@@ -124,7 +126,7 @@ class ScaledSlide:
         columns = reflect_indices(m_x, width, self.m_size[0])
         rows = reflect_indices(m_y, height, self.m_size[1])
         inside = int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
-        return self._cover_inside(*inside)
+        return self._cover_inside(*self._widen(*inside))
 
     def must_wait(self, m_x: int, m_y: int, width: int, height: int) -> bool:
         """Return whether a read would wait for pixels that are still to come: never."""
@@ -145,10 +147,25 @@ class ScaledSlide:
         columns = reflect_indices(m_x, width, self.m_size[0])
         rows = reflect_indices(m_y, height, self.m_size[1])
         left, top = int(columns.min()), int(rows.min())
-        inside = self._read_inside(left, top, int(columns.max()) + 1, int(rows.max()) + 1)
+        inside = self._equalize_inside(left, top, int(columns.max()) + 1, int(rows.max()) + 1)
         if len(columns) == inside.shape[1] and len(rows) == inside.shape[0] and left == m_x and top == m_y:
             return inside
         return np.ascontiguousarray(inside[rows - top][:, columns - left])
+
+    def _equalize_inside(self, m_x0: int, m_y0: int, m_x1: int, m_y1: int) -> Pixels:
+        x0, y0, x1, y1 = self._widen(m_x0, m_y0, m_x1, m_y1)
+        pixels = self._read_inside(x0, y0, x1, y1)
+        if self.equalization is not None:
+            pixels = equalize(pixels, self.equalization)
+        return pixels[m_y0 - y0 : m_y1 - y0, m_x0 - x0 : m_x1 - x0]
+
+    def _widen(self, m_x0: int, m_y0: int, m_x1: int, m_y1: int) -> tuple[int, int, int, int]:
+        """Return the pixels that decide what those inside become."""
+        if self.equalization is None:
+            return m_x0, m_y0, m_x1, m_y1
+        (width, height), cell = self.m_size, self.equalization.cell_px
+        (x0, x1), (y0, y1) = widen(m_x0, m_x1, width, cell), widen(m_y0, m_y1, height, cell)
+        return x0, y0, x1, y1
 
     def _read_inside(self, m_x0: int, m_y0: int, m_x1: int, m_y1: int) -> Pixels:
         spans = self.scale.level_per_m

@@ -109,7 +109,10 @@ def test_one_bad_slide_does_not_stop_the_others(
     assert "missing.svs" in finished.stderr
     assert "untiled.tif" in finished.stderr
     assert finished.stdout.startswith("small.tif: ")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["small"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["index.html", "small"]
+    page = (tmp_path / "out" / "index.html").read_text()
+    for name in ("missing.svs", "untiled.tif", "small.tif"):
+        assert name in page
 
 
 def test_a_slide_too_coarse_is_refused_with_both_spacings_and_the_flag(
@@ -223,6 +226,8 @@ def test_help_names_the_outputs_and_examples(run_command: Callable) -> None:
     assert finished.returncode == 0
     for word in (
         "labels.tif",
+        "objects.geojson.gz",
+        "report.html",
         "overlay.png",
         "report.json",
         "--demo",
@@ -302,7 +307,7 @@ def test_a_name_that_is_no_text_stops_nothing(
     finished = run_command("histoseg-run", odd, small_slide, "-o", tmp_path / "out", "-m", model, env=strict)
     assert (finished.returncode, finished.stderr) == (0, "")
     assert r"b\udce9d.tif" in finished.stdout
-    assert len(list((tmp_path / "out").iterdir())) == 2
+    assert len(list((tmp_path / "out").iterdir())) == 3
 
 
 def test_the_share_is_that_of_the_region(run, small_slide: Path, tmp_path: Path) -> None:

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from histoseg.card import card_from_text, card_to_text
 from histoseg.equalize import Equalization, equalize, widen
 from histoseg.errors import CardError
+from histoseg.options import RunOptions
+from histoseg.planning import scale_slide
+from histoseg.session import Session
+from histoseg.slide import ArraySlide, ScaledSlide, plan_scale
 
 OPTIONS = Equalization(clip_limit=3.0, cell_px=16)
 
@@ -49,6 +56,30 @@ def test_impossible_values_are_refused(values: dict[str, float]) -> None:
         Equalization(**values)  # type: ignore[arg-type]
 
 
-def test_it_needs_no_more_than_the_cells_around(tmp_path: Path) -> None:
+@given(st.data())
+def test_a_slide_is_read_as_if_it_were_equalised_whole(data: st.DataObject) -> None:
+    rgb = draw(100, 75, seed=3)
+    slide = ArraySlide(rgb, 0.5)
+    scale = plan_scale(slide, 0.5, tolerance=0)
+    whole = ScaledSlide(ArraySlide(equalize(rgb, OPTIONS), 0.5), scale)
+    lazy = ScaledSlide(slide, scale, OPTIONS)
+    place = [data.draw(st.integers(-30, 110)), data.draw(st.integers(-30, 110))]
+    size = [data.draw(st.integers(1, 60)), data.draw(st.integers(1, 60))]
+    np.testing.assert_array_equal(lazy.read(*place, *size), whole.read(*place, *size))
+    x0, y0, x1, y1 = lazy.cover(*place, *size)
+    assert 0 <= x0 < x1 <= 75
+    assert 0 <= y0 < y1 <= 100
+
+
+def test_a_run_equalises_where_the_card_says_so(open_model: Callable[[str], Session]) -> None:
+    session = open_model("threshold")
+    card = replace(session.card, input=replace(session.card.input, equalization=OPTIONS))
+    assert card_from_text(card_to_text(card)) == card
+    slide = ArraySlide(draw(100, 75, seed=3), card.spacing_um_px)
+    scaled = scale_slide(slide, SimpleNamespace(card=card), RunOptions())  # type: ignore[arg-type]
+    assert scaled.equalization == OPTIONS
+
+
+def test_it_needs_no_more_than_the_cells_around() -> None:
     assert widen(100, 120, 1000, 16) == (80, 144)
     assert widen(0, 1000, 1000, 16) == (0, 1000)
