@@ -145,7 +145,7 @@ def iter_rows(
     with (
         ThreadPoolExecutor(plan.readers, "histoseg-read", initializer=_yield_to_model) as readers,
         closing(_read_batches(slide, plan, readers, clock)) as batches,
-        ThreadPoolExecutor(1, "histoseg-infer") as runner,
+        _start_thread("histoseg-infer") as runner,
         closing(_predict(batches, session, plan, runner, clock, progress.check)) as predictions,
         _halting(slide),
     ):
@@ -210,6 +210,18 @@ def map_ordered(
 def _wait_for(future: Future[Out], check: Callable[[], None] | None) -> None:
     while check and not wait([future], POLL_SECONDS).done:
         check()
+
+
+@contextmanager
+def _start_thread(name: str) -> Iterator[Executor]:
+    """Yield an executor of one thread that runs already.
+
+    A signal that comes while a thread starts leaves one that the executor never waits for: now it has
+    nothing to do yet.
+    """
+    with ThreadPoolExecutor(1, name) as executor:
+        executor.submit(int).result()
+        yield executor
 
 
 @contextmanager
