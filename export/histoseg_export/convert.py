@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,13 +11,15 @@ import onnx
 from onnx import helper
 
 import histoseg
-from histoseg.errors import ModelError
+from histoseg.errors import HistosegError, ModelError
 from histoseg.transform import NORMALIZATIONS, ReversedStep, apply_transform
 from histoseg_export.describe import INPUT_NAME, OUTPUT_NAME, Description
-from histoseg_export.freeze import freeze_graph
+from histoseg_export.freeze import Frozen, freeze_graph
 from histoseg_export.graph import Graph
+from histoseg_export.lower import lower_graph
 from histoseg_export.naming import LAYER_MARK, find_layer, rename_graph
 from histoseg_export.passes import PASSES, spell_out
+from histoseg_export.passes.piece import sketch_graph
 from histoseg_export.retarget import copy_layer, fix_size
 from histoseg_train.kerasfile import summarize_error
 
@@ -47,15 +51,16 @@ def convert_model(model: Any, description: Description) -> onnx.ModelProto:
     Raises:
         ModelError: A layer cannot be converted, or a step left an invalid graph; the message names it.
     """
-    converted = _trace(fix_size(model, description.tile, copy=replace_layer), description)
+    with _explaining():
+        converted = lower_graph(_trace(model, description), opset=OPSET)
     graph = Graph(converted.graph)
     spell_out(graph)
-    graph.store()
-    _refuse_unsupported(converted)
+    graph.drop_unused()
+    _refuse_unsupported(graph)
     for simplify in PASSES:
         simplify(graph)
-        graph.store()
-        _check(converted, simplify.__name__)
+        graph.drop_unused()
+        _check(sketch_graph(graph), simplify.__name__)
     rename_graph(graph)
     graph.store()
     _declare(converted, description)
@@ -75,11 +80,12 @@ def _step_for(description: Description, channels: int) -> TransformStep | Revers
     return step.step if isinstance(step, ReversedStep) and channels == 1 else step
 
 
-def _trace(fixed: Any, description: Description) -> onnx.ModelProto:
+def _trace(model: Any, description: Description) -> Frozen:
+    """Return the graph of a model at its tile's size; the model of that size is gone again."""
     import tensorflow as tf
-    import tf2onnx
 
     width, height = description.tile
+    fixed = fix_size(model, description.tile, copy=replace_layer)
     channels = fixed.inputs[0].shape[3]
     step = _step_for(description, channels)
 
@@ -90,21 +96,22 @@ def _trace(fixed: Any, description: Description) -> onnx.ModelProto:
         values = tf.cast(values, fixed.inputs[0].dtype)
         return tf.identity(_activate(fixed(values, training=False), description), name=OUTPUT_NAME)
 
+    return freeze_graph(predict, tf.TensorSpec((None, height, width, 3), tf.uint8, name=INPUT_NAME))
+
+
+@contextmanager
+def _explaining() -> Iterator[None]:
     try:
-        frozen = freeze_graph(predict, tf.TensorSpec((None, height, width, 3), tf.uint8, name=INPUT_NAME))
-        model, _ = tf2onnx.convert.from_graph_def(
-            frozen.graph, input_names=[frozen.image], output_names=[frozen.result], opset=OPSET
-        )
+        yield
+    except HistosegError:
+        raise
     except Exception as error:  # tf2onnx raises ValueError, RuntimeError, KeyError and its own
         words = summarize_error(error)
         raise ModelError(f"tf2onnx cannot convert this model ({words})") from error
-    assert isinstance(model, onnx.ModelProto)
-    return model
 
 
-def _refuse_unsupported(model: onnx.ModelProto) -> None:
+def _refuse_unsupported(graph: Graph) -> None:
     """Refuse what tf2onnx passed through as it was, naming layers and operations."""
-    graph = Graph(model.graph)
     unknown = [node for node in graph.nodes if not onnx.defs.has(node.op_type, OPSET, node.domain)]
     if unknown:
         words = dict.fromkeys(f"'{find_layer(node, graph)}' ({node.op_type})" for node in unknown)

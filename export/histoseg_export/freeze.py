@@ -22,21 +22,21 @@ def freeze_graph(run: Callable[[Any], Any], spec: Any) -> Frozen:
     """Trace a function of one tensor; all that it captures becomes constant.
 
     `tf2onnx.convert.from_function` takes captured tensors, such as the mean of a `Normalization`, for inputs.
+    TensorFlow's own `convert_variables_to_constants_v2` makes a function of the result, which takes eight
+    times the memory of the weights.
 
     Args:
         run: What to trace.
         spec: The `tf.TensorSpec` of its argument.
     """
     import tensorflow as tf
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+    from tf2onnx.tf_loader import convert_variables_to_constants_large_model
 
-    traced = tf.function(run, input_signature=[spec], autograph=False)
+    function = tf.function(run, input_signature=[spec], autograph=False)
     with _functions_inlined():
-        frozen = convert_variables_to_constants_v2(
-            traced.get_concrete_function(), lower_control_flow=False, aggressive_inlining=True
-        )
-    graph = frozen.graph.as_graph_def(add_shapes=True)
-    return Frozen(graph, frozen.inputs[0].name, frozen.outputs[0].name)
+        traced = function.get_concrete_function()
+        graph = convert_variables_to_constants_large_model(traced)
+    return Frozen(graph, traced.inputs[0].name, traced.outputs[0].name)
 
 
 @contextmanager

@@ -70,8 +70,11 @@ class Graph:
         self.nodes[i], self.nodes[j] = second, first
 
     def store(self) -> None:
-        """Write nodes and used constants back, in the order of their use."""
-        self._drop_unused()
+        """Write nodes and used constants back, in the order of their use.
+
+        Once is enough: what a message held before stays in memory until the whole message goes.
+        """
+        self.drop_unused()
         del self._proto.node[:]
         self._proto.node.extend(self.nodes)
         del self._proto.initializer[:]
@@ -80,7 +83,8 @@ class Graph:
         self._proto.initializer.extend(numpy_helper.from_array(self.constants[name], name) for name in used)
         del self._proto.value_info[:]  # shapes inside are inferred again by who needs them
 
-    def _drop_unused(self) -> None:
+    def drop_unused(self) -> None:
+        """Take out the nodes that nothing uses."""
         wanted, kept = {self.output}, []
         for node in reversed(self.nodes):
             if wanted.intersection(node.output):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -167,6 +170,61 @@ def test_operation_that_onnx_lacks_names_its_layer():
     model = keras.Model(image, keras.layers.Conv2D(2, 1)(x))
     with pytest.raises(ModelError, match=r"ONNX has no operation.*\(Erfinv\)"):
         convert_model(model, replace(DESCRIPTION, tile=(16, 16)))
+
+
+def test_an_optimizer_of_tf2onnx_that_fails_is_left_out(keras_files, monkeypatch):
+    from tf2onnx import optimizer
+
+    class Spoiler:
+        """Takes a graph apart, and fails."""
+
+        def optimize(self, graph, iteration):
+            for node in list(graph.get_nodes()):
+                graph.remove_node(node.name)
+            raise ValueError("cannot fold")
+
+    model, description = load_model(keras_files["softmax"]).model, _describe(keras_files["softmax"])
+    expected = convert_model(model, description)
+    monkeypatch.setitem(optimizer._optimizers, "spoiler", Spoiler)
+    assert convert_model(model, description) == expected
+
+
+MEASURE_CONVERSION = """
+import numpy as np
+from histoseg_export.quiet import import_tensorflow, prepare_environment
+prepare_environment()
+import_tensorflow()
+import keras
+from histoseg_export.convert import convert_model
+from histoseg_export.describe import Description
+
+def read_mib(key):
+    lines = dict(line.split(":") for line in open("/proc/self/status"))
+    return int(lines[key].split()[0]) / 1024
+
+def convert(filters):
+    image = x = keras.Input((16, 16, 3))
+    for count in (filters, filters, 2):
+        x = keras.layers.Conv2D(count, 3, padding="same")(x)
+    model, classes, colors = keras.Model(image, x), ("a", "b"), ("#000000", "#ffffff")
+    convert_model(model, Description("any", classes, colors, 1.0, "unit", (16, 16), "logits", 2))
+    return 4 * model.count_params() / 2**20
+
+convert(2)  # what TensorFlow loads the first time is not counted
+before = read_mib("VmRSS")
+weights = convert(2000)
+print(weights, read_mib("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_a_conversion_holds_few_copies_of_the_weights():
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE_CONVERSION], capture_output=True, text=True, check=True, timeout=300
+    )
+    weights, grown = map(float, done.stdout.split())
+    assert weights > 100
+    assert grown < 25 * weights, "tf2onnx by itself takes sixty times as much"
 
 
 def _describe(path):

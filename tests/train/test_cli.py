@@ -50,7 +50,8 @@ def test_fit_and_evaluate(make_folder: MakeFolder, tmp_path: Path) -> None:
     assert metadata.normalization == "imagenet"
     scored = run("evaluate", output, tmp_path / "data")
     assert scored.exit_code == 0, scored.output
-    assert "of 3 images" in scored.output
+    assert "of 1 images" in scored.output, "training held one of the three out"
+    assert "of 3 images" in run("evaluate", output, tmp_path / "data", "--all").output
 
 
 @pytest.mark.parametrize("words", [["fit"], ["evaluate"], []])

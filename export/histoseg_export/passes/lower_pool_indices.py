@@ -216,6 +216,6 @@ def _replace(graph: Graph, place: Place) -> None:
     assert maker is not None
     index = graph.nodes.index(maker)
     graph.nodes[index : index + 1] = _build(graph, place, place.pool.output[0], (height, width))
-    graph.store()  # what made the indices into places is gone
+    graph.drop_unused()  # what made the indices into places is gone
     if not graph.consumers(place.pool.output[1]):
         del place.pool.output[1]

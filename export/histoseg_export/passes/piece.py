@@ -32,8 +32,8 @@ class Piece:
     outputs: list[str]
 
 
-def infer_shapes(graph: Graph) -> Shapes:
-    """Return the shapes inside a graph, as far as ONNX infers them."""
+def sketch_graph(graph: Graph) -> onnx.ModelProto:
+    """Return a model of the same shapes that has no large constants: it takes them as inputs."""
     small = {name: values for name, values in graph.constants.items() if values.size <= _FEW}
     large = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(values.dtype), values.shape)
@@ -41,12 +41,20 @@ def infer_shapes(graph: Graph) -> Shapes:
         if name not in small
     ]
     body = helper.make_graph(
-        graph.nodes, "shapes", [*graph._proto.input, *large], [], [_to_tensor(k, v) for k, v in small.items()]
+        graph.nodes,
+        "shapes",
+        [*graph._proto.input, *large],
+        list(graph._proto.output),
+        [_to_tensor(name, values) for name, values in small.items()],
     )
-    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", _OPSET)])
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+
+
+def infer_shapes(graph: Graph) -> Shapes:
+    """Return the shapes inside a graph, as far as ONNX infers them."""
+    inferred = onnx.shape_inference.infer_shapes(sketch_graph(graph), data_prop=True).graph
     found: Shapes = {name: tuple(values.shape) for name, values in graph.constants.items()}
-    for value in (*inferred.input, *inferred.value_info):
+    for value in (*inferred.input, *inferred.value_info, *inferred.output):
         kind = value.type.tensor_type
         if kind.HasField("shape"):
             found[value.name] = tuple(

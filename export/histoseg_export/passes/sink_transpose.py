@@ -28,7 +28,7 @@ def sink_transpose(graph: Graph) -> int:
         if node.op_type in _POINTWISE and _can_lead(node, graph):
             _lead(node, graph)
     _cancel_pairs(graph)
-    graph.store()
+    graph.drop_unused()
     fewer = count - _count(graph)
     if fewer <= 0:
         graph.nodes, graph.constants = before
