@@ -407,7 +407,7 @@ def test_two_hundred_rounds_leak_no_thread_handle_or_memory() -> None:
 @pytest.mark.skipif(ALONE not in os.environ, reason="the test above runs it in a process of its own")
 def test_rounds_leak_nothing(models: Path, small_slide: Path, tmp_path: Path) -> None:
     """Open, run and close: used up, left early, failed or live, closed in every order."""
-    process, resident, counts = psutil.Process(), [], set()
+    process, resident, handles, threads = psutil.Process(), [], [], []
     for index in range(200):
         segmenter = Segmenter(models / "unet.onnx", provider="cpu", options=ALL, threads=1)
         ROUNDS[index % len(ROUNDS)](segmenter, small_slide, tmp_path)
@@ -417,9 +417,12 @@ def test_rounds_leak_nothing(models: Path, small_slide: Path, tmp_path: Path) ->
             gc.collect()
             trim_heap()
             resident.append(process.memory_info().rss)
-            counts.add((count_handles(), process.num_threads()))
-    assert len(counts) == 1
-    # allocators keep now more, now less: a leak raises the least, too
+            handles.append(count_handles())
+            threads.append(process.num_threads())
+    # a thread that has ended may count for a moment, and allocators keep now more, now less: a leak raises
+    # the least, too
+    assert min(handles[7:]) == min(handles[:7])
+    assert min(threads[7:]) == min(threads[:7])
     assert min(resident[7:]) - min(resident[:7]) < 8 << 20
 
 
