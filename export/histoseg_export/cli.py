@@ -16,6 +16,8 @@ from histoseg.command import run_command
 from histoseg.errors import OutputError
 
 if TYPE_CHECKING:
+    from histoseg_export.describe import ExportOptions
+    from histoseg_export.load import LoadOptions
     from histoseg_export.proofoptions import ProofOptions
     from histoseg_export.report import ExportResult
 
@@ -124,35 +126,11 @@ def _export(source: Path, target: Path, options: dict[str, Any]) -> ExportResult
 
     prepare_environment()
     try:
-        from histoseg_export.describe import ExportOptions, parse_classes
         from histoseg_export.export import export_model
-        from histoseg_export.load import LoadOptions
     except ImportError as error:
         raise click.ClickException(f"{error}; install histoseg with its extra [export]") from error
 
-    names = colors = None
-    if options["classes"]:
-        try:
-            names, colors = parse_classes(options["classes"])
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--classes") from error
-    chosen = ExportOptions(
-        tile=options["tile"],
-        class_names=names,
-        class_colors=colors,
-        spacing_um_px=options["spacing"],
-        normalization=options["normalize"],
-        activation=options["activation"],
-        color_space=options["color_space"],
-    )
-    proof = _read_proof(options)
-    load = LoadOptions(
-        output=options["output"],
-        signature=options["signature"],
-        architecture=options["arch"],
-        builder=options["builder"],
-        custom_objects=options["custom_objects"],
-    )
+    chosen, proof, load = _read_chosen(options), _read_proof(options), _read_load(options)
     with _progress() as on_step:
         result = export_model(source, target, chosen, load=load, proof=proof, on_step=on_step)
         if options["conformance"] is not None:
@@ -173,6 +151,39 @@ def _check_conformance(options: dict[str, Any]) -> None:
         raise OutputError(
             f"{options['conformance']}: exists already; name a folder to make with --conformance"
         )
+
+
+def _read_chosen(options: dict[str, Any]) -> ExportOptions:
+    from histoseg_export.classes import parse_classes
+    from histoseg_export.describe import ExportOptions
+
+    names = colors = None
+    if options["classes"]:
+        try:
+            names, colors = parse_classes(options["classes"])
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--classes") from error
+    return ExportOptions(
+        tile=options["tile"],
+        class_names=names,
+        class_colors=colors,
+        spacing_um_px=options["spacing"],
+        normalization=options["normalize"],
+        activation=options["activation"],
+        color_space=options["color_space"],
+    )
+
+
+def _read_load(options: dict[str, Any]) -> LoadOptions:
+    from histoseg_export.load import LoadOptions
+
+    return LoadOptions(
+        output=options["output"],
+        signature=options["signature"],
+        architecture=options["arch"],
+        builder=options["builder"],
+        custom_objects=options["custom_objects"],
+    )
 
 
 def _read_proof(options: dict[str, Any]) -> ProofOptions:

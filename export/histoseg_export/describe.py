@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -11,6 +10,7 @@ from histoseg.card import Activation, ColorSpace, InputSpec, ModelCard, OutputSp
 from histoseg.equalize import Equalization
 from histoseg.errors import ModelError
 from histoseg_export.anykeras import CHANNELS_LAST, is_model, maker_of, source_of
+from histoseg_export.classes import fill_colors
 from histoseg_export.firstops import explain_own_scaling
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "probabilities"
-
-PALETTE = ("#ffffff", "#1b7f3b", "#c0392b", "#2c5fa8", "#e0a800", "#7d3c98", "#138d90", "#8d5524")
 
 # layers that hand probabilities on as probabilities, of the same classes
 _PASSIVE = frozenset(
@@ -161,25 +159,6 @@ def build_card(
     )
 
 
-def parse_classes(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Read `name=#rrggbb,name=#rrggbb,...`; a colour may be left out.
-
-    Raises:
-        ValueError: A name is empty, or a colour is not `#rrggbb`.
-    """
-    names, colors = [], []
-    for index, item in enumerate(text.split(",")):
-        name, _, color = (part.strip() for part in item.partition("="))
-        color = color or PALETTE[index % len(PALETTE)]
-        if not name:
-            raise ValueError(f"class {index + 1} of '{text}' has no name; expected name=#rrggbb,...")
-        if not re.fullmatch(r"#[0-9a-fA-F]{6}", color):
-            raise ValueError(f"colour of class '{name}' is '{color}', expected #rrggbb")
-        names.append(name)
-        colors.append(color.lower())
-    return tuple(names), tuple(colors)
-
-
 def detect_activation(model: Any) -> str:
     """Tell from the last layer what the model's output is.
 
@@ -290,7 +269,7 @@ def _choose_classes(
         names, colors = metadata.class_names, metadata.class_colors
     else:
         names = ("background", *(f"class_{index}" for index in range(1, expected)))
-        colors = tuple(PALETTE[index % len(PALETTE)] for index in range(expected))
+        colors = fill_colors([""] * expected)
         notes.append(f"the file names no classes: called {', '.join(names)} (--classes renames them)")
     if len(names) != expected:
         raise ModelError(

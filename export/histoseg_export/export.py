@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from histoseg.atomic import write_whole
 from histoseg.card import ModelCard, Tiling
 from histoseg.errors import OutputError
 from histoseg.providers import choose_providers
@@ -209,16 +211,15 @@ def _cut(
 
 def _publish(result: ExportResult) -> None:
     """Write what was asked for: whole, or not at all."""
-    parts = {path: path.with_name(f".{path.name}.part") for path in result.files.values()}
-    contents = {result.files[v.precision]: v for v in result.variants if v.precision in result.files}
+    variants = {variant.precision: variant for variant in result.variants}
     try:
-        for path, part in parts.items():
-            part.write_bytes(pack_variant(contents[path]))
-        for path, part in parts.items():
-            part.replace(path)
+        # the files get their names when all of them are written
+        with ExitStack() as stack:
+            for precision, path in result.files.items():
+                part = stack.enter_context(write_whole(path))
+                part.write_bytes(pack_variant(variants[precision]))
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
+        # of a rename, the second name is that of the file
+        found = error.filename2 or path
+        raise OutputError(f"{found}: cannot be written ({error.strerror})") from error
     write_report(result)

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histoseg.card import ModelCard, Tiling
+from histoseg_train.tiling import fit_tiling
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -115,21 +116,9 @@ def measure_tiling(run: Run, images: Pixels, *, tile: tuple[int, int], graph_str
 
 
 def plan_tiling(measured: Measurement, tile: tuple[int, int]) -> Tiling:
-    """Choose the overlap: two halos and a cross-fade of a 64th of the tile, at least 16 px.
-
-    Beyond the halo neighbours agree, so that a wider cross-fade costs time and changes nothing.
-
-    The step stays a multiple of the stride; a tile too small for all of it gives up the cross-fade first,
-    then the halo.
-    """
-    side, stride = min(tile), measured.stride_multiple
-    wanted = 2 * measured.halo_px + max(side // 64, 16)
-    step = max((side - wanted) // stride, 1) * stride
-    if side - step < 2 * measured.halo_px and stride > 1:
-        step = max((side - 2 * measured.halo_px) // stride, 1) * stride
-    overlap = max(side - step, 0)
-    halo = min(measured.halo_px, overlap // 2)
-    return Tiling(stride, halo, overlap, "cosine", measured.global_context)
+    """Choose how tiles overlap by what was measured; see `fit_tiling`."""
+    tiling = fit_tiling(min(tile), stride=measured.stride_multiple, halo=measured.halo_px)
+    return replace(tiling, global_context=measured.global_context)
 
 
 def explain_measurement(measured: Measurement, card: ModelCard) -> tuple[str, ...]:

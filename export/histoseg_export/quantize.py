@@ -115,23 +115,17 @@ def quantize(
         search = _Search(prepared, ranges, card, Path(folder))
         on_step("judging int8")
         search.expect(model, judge)
-        result, parity = search.build_and_judge((), gate)
-        errors = () if parity.passed or not float_layers else search.measure_layers(on_step)
-        kept: tuple[LayerError, ...] = ()
-        while not parity.passed and len(kept) < min(float_layers, len(errors)):
-            kept = errors[: len(kept) + 1]
-            on_step(f"leaving {kept[-1].name} in float")
-            result, parity = search.build_and_judge([error.name for error in kept], gate)
+        found = search.find(gate, float_layers, on_step)
     report = QuantizeReport(
         calibration=tile_set.words,
         calibration_tiles=len(calibration),
         folded_convolutions=folded,
-        kernels=count_kernels(result),
-        float_layers=kept,
-        layer_errors=errors,
-        parity=parity,
+        kernels=count_kernels(found.model),
+        float_layers=found.kept,
+        layer_errors=found.errors,
+        parity=found.parity,
     )
-    return result, _describe(card, report), report
+    return found.model, _describe(card, report), report
 
 
 def _split(tile_set: TileSet) -> tuple[Pixels, TileSet]:
@@ -175,6 +169,18 @@ def _describe(card: ModelCard, report: QuantizeReport) -> ModelCard:
     return replace(card, precision="int8", providers=PROVIDERS, parity={}, provenance=provenance)
 
 
+@dataclass(frozen=True)
+class _Found:
+    """An int8 model, and what it took."""
+
+    model: onnx.ModelProto
+    parity: Parity
+    kept: tuple[LayerError, ...]
+    """Layers in float."""
+    errors: tuple[LayerError, ...]
+    """Of all layers; empty where nothing asked for them."""
+
+
 class _Search:
     """Builds int8 models of one network, and measures them."""
 
@@ -196,6 +202,17 @@ class _Search:
             probabilities = run_singly(session.run, judge.tiles)
         names = self._card.class_names
         self._expected = Expected("fp32", judge.words, names, judge.tiles, judge.truth, probabilities)
+
+    def find(self, gate: Gate, most: int, on_step: Callable[[str], None]) -> _Found:
+        """Leave layers in float, worst first and `most` at most, until the gate holds."""
+        model, parity = self.build_and_judge((), gate)
+        errors = () if parity.passed or not most else self.measure_layers(on_step)
+        kept: tuple[LayerError, ...] = ()
+        while not parity.passed and len(kept) < min(most, len(errors)):
+            kept = errors[: len(kept) + 1]
+            on_step(f"leaving {kept[-1].name} in float")
+            model, parity = self.build_and_judge([error.name for error in kept], gate)
+        return _Found(model, parity, kept, errors)
 
     def build_and_judge(self, kept: Collection[str], gate: Gate) -> tuple[onnx.ModelProto, Parity]:
         """Return the int8 model with some layers in float, and its figures."""

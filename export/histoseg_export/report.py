@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 import histoseg
+from histoseg.atomic import write_whole
 from histoseg.card import ModelCard, Precision
 from histoseg.errors import OutputError
 from histoseg.jsonclass import to_json
@@ -75,14 +76,11 @@ def write_report(result: ExportResult) -> None:
         "notes": list(result.notes),
         "seconds": round(result.seconds, 1),
     }
-    part = path.with_name(f".{path.name}.part")
     try:
-        part.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
+        with write_whole(path) as part:
+            part.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _describe_variant(variant: Variant, result: ExportResult) -> dict[str, Any]:

@@ -169,14 +169,23 @@ def _check_classes(card: ModelCard) -> None:
     _require(len(set(card.class_names)) == count, "class_names", card.class_names, "names that differ")
     _require(len(card.class_colors) == count, "class_colors", f"{len(card.class_colors)} long",
              f"{count}, one for each class")  # fmt: skip
-    for i, color in enumerate(card.class_colors):
-        _require(re.fullmatch(r"#[0-9a-fA-F]{6}", color) is not None, f"class_colors[{i}]", repr(color),
-                 "#rrggbb")  # fmt: skip
+    _check_colors(card)
     _require(
         0 <= card.background_index < count, "background_index", card.background_index, f"0 to {count - 1}"
     )
     _require(card.spacing_um_px > 0, "spacing_um_px", card.spacing_um_px, "more than 0")
     _require(0 <= card.spacing_tolerance < 0.5, "spacing_tolerance", card.spacing_tolerance, "0 to 0.5")
+
+
+def _check_colors(card: ModelCard) -> None:
+    """Refuse colours that are none, and two classes that nobody could tell apart."""
+    first: dict[str, str] = {}
+    for i, (name, color) in enumerate(zip(card.class_names, card.class_colors, strict=True)):
+        _require(re.fullmatch(r"#[0-9a-fA-F]{6}", color) is not None, f"class_colors[{i}]", repr(color),
+                 "#rrggbb")  # fmt: skip
+        other = first.setdefault(color.lower(), name)
+        _require(other == name, "class_colors", f"{color} for both {other!r} and {name!r}",
+                 "colours that differ; give one of them another")  # fmt: skip
 
 
 def _check_tensors(card: ModelCard) -> None:

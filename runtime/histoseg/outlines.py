@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from histoseg.chains import find_begins, join_ranges
 from histoseg.maskrows import Footprint
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Outlines:
 
     def _cut_chains(self, begins: Numbers, sizes: Numbers, area: Numbers) -> None:
         counts = -(-sizes // CHAIN)
-        self._chains = _join_ranges(np.zeros_like(counts), counts) * CHAIN + np.repeat(begins, counts)
+        self._chains = join_ranges(np.zeros_like(counts), counts) * CHAIN + np.repeat(begins, counts)
         self._owners = np.repeat(area, counts)
         self._sizes = np.diff(self._chains, append=len(self._points))
         y = self._points[:, 1]
@@ -161,7 +162,7 @@ class Outlines:
     def _split(self, chains: Numbers) -> Iterator[Numbers]:
         """Cut chains into parts of few corners, between areas."""
         first = np.flatnonzero(np.diff(self._owners[chains], prepend=-1))
-        before = (np.cumsum(self._sizes[chains]) - self._sizes[chains])[first] // CORNERS
+        before = find_begins(self._sizes[chains])[first] // CORNERS
         for part in np.split(chains, first[1:][np.diff(before) > 0]):
             if len(part):
                 yield part
@@ -177,7 +178,7 @@ class Outlines:
             self._paint(rows[half:], m_x, m_y + half, chains)
             return
         edges = np.repeat(np.arange(len(counts)), counts)
-        lines = _join_ranges(first.astype(np.int64), counts)
+        lines = join_ranges(first.astype(np.int64), counts)
         run, rise = (high[edges] - low[edges]).T
         x = low[edges, 0] + (lines + 0.5 - low[edges, 1]) * (run / rise)
         columns = np.clip(np.ceil(x - 0.5) - m_x, 0, rows.shape[1]).astype(np.int64)
@@ -187,7 +188,7 @@ class Outlines:
 
     def _find_edges(self, chains: Numbers) -> tuple[Points, Points, Numbers]:
         """Return the upper and the lower end of every edge of some chains, and its area."""
-        corners = _join_ranges(self._chains[chains], self._sizes[chains])
+        corners = join_ranges(self._chains[chains], self._sizes[chains])
         start, end = self._points[corners], self._points[self._next[corners]]
         # from top to bottom, so that two areas agree about an edge they share
         down = start[:, 1:] <= end[:, 1:]
@@ -205,18 +206,12 @@ def _iter_spans(keys: Numbers, shape: tuple[int, ...]) -> Iterator[_Spans]:
         yield _Spans(rows, x0, ends % (width + 1), areas)
 
 
-def _join_ranges(begins: Numbers, counts: Numbers) -> Numbers:
-    """Return `begins[0], begins[0] + 1, ...`, `counts[0]` numbers, then those of `begins[1]`, and so on."""
-    before = np.cumsum(counts) - counts
-    return np.repeat(begins - before, counts) + np.arange(counts.sum())
-
-
 def _paint_spans(rows: Labels, spans: _Spans, values: Labels) -> None:
     lengths = spans.ends - spans.begins
     if lengths.mean() > LONG_SPAN:
         for row, begin, end, value in zip(spans.rows, spans.begins, spans.ends, values, strict=True):
             rows[row, begin:end] = value
         return
-    pixels = _join_ranges(spans.rows * rows.shape[1] + spans.begins, lengths)
+    pixels = join_ranges(spans.rows * rows.shape[1] + spans.begins, lengths)
     # of pixels that occur twice, NumPy keeps the last value
     rows.reshape(-1)[pixels] = np.repeat(values, lengths)

@@ -103,6 +103,7 @@ def test_missing_file_and_missing_folder(run_cli, keras_files, tmp_path):
         ["m.keras", "--spacing", "-1"],
         ["m.keras", "-o", "m.pb"],
         ["m.keras", "--classes", "a=red"],
+        ["m.keras", "--classes", "a=#ff0000,b=#FF0000"],
         ["m.keras", "--precision", "int4"],
         ["m.keras", "--precision", "int8"],
         ["m.keras", "--fp32-labels", "2"],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from histoseg.errors import ModelError
-from histoseg_export.describe import ExportOptions, describe_model, detect_activation, parse_classes
+from histoseg_export.describe import ExportOptions, describe_model, detect_activation
 from histoseg_export.load import load_model
 from histoseg_train.metadata import KerasMetadata
 
@@ -62,7 +62,7 @@ def test_assumptions_are_noted(model):
 
 
 def test_wrong_number_of_classes_in_the_file(model):
-    three = replace(METADATA, class_names=("a", "b", "c"), class_colors=("#000000",) * 3)
+    three = replace(METADATA, class_names=("a", "b", "c"), class_colors=("#000000", "#808080", "#ffffff"))
     with pytest.raises(ModelError, match="3 classes"):
         describe_model(model, three, ExportOptions())
 
@@ -92,14 +92,6 @@ def test_unknown_activation_asks_for_the_flag(keras_files):
     model = keras.Model(image, keras.layers.Conv2D(2, 1, activation="relu", name="last")(image))
     with pytest.raises(ModelError, match=r"'last'.*relu.*--activation"):
         describe_model(model, None, ExportOptions(spacing_um_px=0.5))
-
-
-def test_parse_classes():
-    assert parse_classes("a=#FF0000, b") == (("a", "b"), ("#ff0000", "#1b7f3b"))
-    with pytest.raises(ValueError, match="no name"):
-        parse_classes("a,,b")
-    with pytest.raises(ValueError, match="#rrggbb"):
-        parse_classes("a=red")
 
 
 def test_one_rectified_channel_is_cut_off_at_one(keras_files):

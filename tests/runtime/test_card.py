@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -77,7 +78,10 @@ def cards(draw: st.DrawFn) -> ModelCard:
     return ModelCard(
         architecture=draw(st.text()),
         class_names=tuple(draw(st.lists(st.text(min_size=1), min_size=count, max_size=count, unique=True))),
-        class_colors=tuple(f"#{draw(st.integers(0, 0xFFFFFF)):06x}" for _ in range(count)),
+        class_colors=tuple(
+            f"#{color:06x}"
+            for color in draw(st.lists(st.integers(0, 0xFFFFFF), min_size=count, max_size=count, unique=True))
+        ),
         spacing_um_px=draw(st.floats(0.01, 100)),
         patch_size_pixels=(width, height),
         input=InputSpec(
@@ -206,11 +210,27 @@ def test_each_impossible_value_is_refused_by_name(path: str, value: Any, named: 
 def test_a_threshold_is_for_two_classes_only() -> None:
     document = GOOD | {
         "class_names": ["a", "b", "c"],
-        "class_colors": ["#000000"] * 3,
+        "class_colors": ["#000000", "#808080", "#ffffff"],
         "output": GOOD["output"] | {"channels": 3, "threshold": 0.4},
     }
     with pytest.raises(CardError, match=r"'output.threshold'"):
         card_from_text(json.dumps(document))
+
+
+@given(cards(), st.data())
+def test_two_classes_of_one_colour_are_refused_by_name(card: ModelCard, data: st.DataObject) -> None:
+    one, other = data.draw(
+        st.lists(st.integers(0, len(card.class_names) - 1), min_size=2, max_size=2, unique=True)
+    )
+    colors = list(card.class_colors)
+    colors[other] = colors[one].upper()
+    with pytest.raises(CardError) as caught:
+        replace(card, class_colors=tuple(colors))
+    said = str(caught.value)
+    assert "'class_colors'" in said
+    assert all(repr(card.class_names[index]) in said for index in (one, other))
+    assert "expected colours that differ; give one of them another" in said
+    assert "\n" not in said
 
 
 @given(st.text())

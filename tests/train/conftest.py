@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -11,6 +12,10 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+from histoseg_train.architectures import UnetOptions
+from histoseg_train.dataset import find_dataset
+from histoseg_train.job import Job, Target, open_store
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,5 +57,22 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
         for index in range(images):
             write_pair(tmp_path / name, f"im{index}", *draw_blobs(rng))
         return tmp_path / name
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def target() -> Target:
+    return Target(("background", "nucleus"), ("#ffffff", "#00a000"), 0.5)
+
+
+@pytest.fixture
+def make_job(make_folder: Callable[..., Path], target: Target) -> Callable[..., Job]:
+    """`make_job(images, validation=0.25, **options)` returns a job for the smallest network."""
+
+    def make(images: int = 4, *, validation: float = 0.25, **options: Any) -> Job:
+        dataset = find_dataset(make_folder(images), validation=validation)
+        training, held_out = open_store(dataset.training, target), open_store(dataset.held_out, target)
+        return Job(dataset, training, held_out, target, UnetOptions(width=2, depth=1), **options)
 
     return make

@@ -81,6 +81,7 @@ def test_help_is_quick_and_loads_no_keras() -> None:
         ["fit", "x", "-o", "m.keras", "--patch", "30", "--arch", "unet-d2"],
         ["fit", "x", "-o", "m.keras", "--classes", "one=#ffffff"],
         ["fit", "x", "-o", "m.keras", "--classes", "a=white,b=black"],
+        ["fit", "x", "-o", "m.keras", "--classes", "a=#ff0000,b=#FF0000"],
         ["fit", "x", "-o", "m.keras", "--arch", "unet-w16-m8"],
         ["fit", "x", "-o", "m.keras", "--normalize", "zscore"],
         ["nonsense"],

@@ -20,10 +20,9 @@ from histoseg.equalize import Equalization, equalize
 from histoseg.errors import DataError
 from histoseg_train.architectures import UnetOptions, build_unet
 from histoseg_train.callbacks import find_best
-from histoseg_train.dataset import find_dataset
 from histoseg_train.fit import Listener, fit_model
 from histoseg_train.history import Epoch
-from histoseg_train.job import FitOptions, Job, PatchOptions, Target, open_store
+from histoseg_train.job import FitOptions, Job, PatchOptions, open_store
 from histoseg_train.metadata import require_metadata
 from histoseg_train.modelfile import load_model
 from histoseg_train.network import clone_half
@@ -31,18 +30,10 @@ from histoseg_train.validation import predict_probabilities, validate_network
 
 MakeFolder = Callable[..., Path]
 
-TARGET = Target(("background", "nucleus"), ("#ffffff", "#00a000"), 0.5)
-
 
 @pytest.fixture
-def job(make_folder: MakeFolder) -> Job:
-    dataset = find_dataset(make_folder(4), validation=0.25)
-    return Job(
-        dataset,
-        open_store(dataset.training, TARGET),
-        open_store(dataset.held_out, TARGET),
-        TARGET,
-        UnetOptions(width=2, depth=1),
+def job(make_job: Callable[..., Job]) -> Job:
+    return make_job(
         patches=PatchOptions(size=32, batch=2, steps=3),
         fit=FitOptions(epochs=2, learning_rate=0.01, seed=3),
         command="histoseg-train fit data",
@@ -181,7 +172,7 @@ def test_validation_is_the_mean_over_sources_of_pooled_counts(job: Job) -> None:
 def test_predictions_have_the_size_of_the_image(job: Job, shape: tuple[int, int]) -> None:
     three = replace(
         job,
-        target=replace(TARGET, normalization="imagenet"),
+        target=replace(job.target, normalization="imagenet"),
         network=UnetOptions(width=2, depth=2),
     )
     model = build_unet((None, None, 3), 3, options=three.network)
@@ -230,7 +221,7 @@ def test_smoothing_is_a_layer_that_training_leaves_alone(job: Job, tmp_path: Pat
 
 
 def test_equalisation_changes_what_is_learned_from_and_travels_in_the_file(job: Job, tmp_path: Path) -> None:
-    target = replace(TARGET, equalization=Equalization(3.0, 32))
+    target = replace(job.target, equalization=Equalization(3.0, 32))
     training, held_out = (open_store(store.items, target) for store in (job.training, job.held_out))
     plain = job.training[0].rgb
     np.testing.assert_array_equal(training[0].rgb, equalize(plain, Equalization(3.0, 32)))

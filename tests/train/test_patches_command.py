@@ -118,6 +118,7 @@ def test_usage_errors_exit_2(slides: Path, tmp_path: Path, words: list[object]) 
             '{"spacing_um_px": 1, "class_names": ["a", "b"], "class_colors": ["red", "#ffffff"]}',
             "class_colors",
         ),
+        ('{"spacing_um_px": 1, "class_names": ["a", "b"], "class_colors": ["#aa0000", "#AA0000"]}', "differ"),
         ('{"spacing_um_px": 1, "class_names": ["a", "a"], "class_colors": ["#000000", "#ffffff"]}', "differ"),
     ],
 )

@@ -8,19 +8,15 @@ import numpy as np
 import pytest
 
 from histoseg.errors import OutputError
-from histoseg_train.dataset import find_dataset
-from histoseg_train.job import Job, PatchOptions, Target, open_store
+from histoseg_train.job import Job, PatchOptions
 from histoseg_train.preview import CAPTION_PX, GAP_PX, cut_tiles, write_preview
 
 GREEN = (0, 160, 0)
-TARGET = Target(("background", "nucleus"), ("#ffffff", "#00a000"), 0.5)
 
 
 @pytest.fixture
-def job(make_folder: Callable[..., Path]) -> Job:
-    dataset = find_dataset(make_folder(6), validation=0.5)
-    training, held_out = open_store(dataset.training, TARGET), open_store(dataset.held_out, TARGET)
-    return Job(dataset, training, held_out, TARGET, patches=PatchOptions(size=40))
+def job(make_job: Callable[..., Job]) -> Job:
+    return make_job(6, validation=0.5, patches=PatchOptions(size=40))
 
 
 def read(path: Path) -> np.ndarray:

@@ -17,7 +17,6 @@ from histoseg_train.job import Target, open_store
 from histoseg_train.recipes import list_recipes
 
 RECIPES = Path(__file__).resolve().parents[2] / "train" / "recipes"
-TARGET = Target(("background", "nucleus"), ("#ffffff", "#00a000"), 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +46,8 @@ def test_patients_are_held_out_whole(nuclei: Dataset) -> None:
     assert {item.source for item in nuclei.held_out} == {item.source for item in nuclei.items}
 
 
-def test_real_images_are_read_and_cut(nuclei: Dataset) -> None:
-    store = open_store(nuclei.items, TARGET)
+def test_real_images_are_read_and_cut(nuclei: Dataset, target: Target) -> None:
+    store = open_store(nuclei.items, target)
     pixels = count_pixels(store)
     assert 0.1 < pixels[1] / pixels.sum() < 0.3
     assert pixels[2:].sum() == 0

@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 
 from histoseg_train.architectures import UnetOptions
-from histoseg_train.dataset import find_dataset
 from histoseg_train.fit import Listener, fit_model
-from histoseg_train.job import FitOptions, Job, PatchOptions, Target, open_store
+from histoseg_train.job import FitOptions, Job, PatchOptions
 from histoseg_train.losses import LossOptions
 from histoseg_train.metadata import require_metadata
 from histoseg_train.modelfile import load_model
@@ -26,7 +25,6 @@ from histoseg_train.resume import describe_run, find_state
 
 MakeFolder = Callable[..., Path]
 
-TARGET = Target(("background", "nucleus"), ("#ffffff", "#00a000"), 0.5)
 TINY = shlex.split("--arch=unet-w2-d1 --patch=16 --batch=2 --steps=9 --epochs=9 --learning-rate=0.02")
 
 
@@ -95,16 +93,9 @@ class StopError(Exception):
 
 
 @pytest.fixture
-def job(make_folder: MakeFolder) -> Job:
-    dataset = find_dataset(make_folder(4), validation=0.25)
-    return Job(
-        dataset,
-        open_store(dataset.training, TARGET),
-        open_store(dataset.held_out, TARGET),
-        TARGET,
-        UnetOptions(width=2, depth=1),
-        patches=PatchOptions(size=16, batch=2, steps=2),
-        fit=FitOptions(epochs=4, learning_rate=0.02),
+def job(make_job: Callable[..., Job]) -> Job:
+    return make_job(
+        patches=PatchOptions(size=16, batch=2, steps=2), fit=FitOptions(epochs=4, learning_rate=0.02)
     )
 
 
@@ -156,7 +147,7 @@ CHANGES: dict[str, Callable[[Job], Job]] = {
         job, patches=replace(job.patches, augment=replace(job.patches.augment, jpeg=1))
     ),
     "learning_rate": lambda job: replace(job, fit=replace(job.fit, learning_rate=0.01)),
-    "spacing_um_px": lambda job: replace(job, target=replace(TARGET, spacing_um_px=0.6)),
+    "spacing_um_px": lambda job: replace(job, target=replace(job.target, spacing_um_px=0.6)),
     "terms": lambda job: replace(job, loss=LossOptions((("ce", 1.0),))),
 }
 

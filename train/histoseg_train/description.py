@@ -36,9 +36,11 @@ class Description:
             raise CardError(
                 f"field 'class_names' is {list(self.class_names)}, expected two or more that differ"
             )
-        wrong = [color for color in self.class_colors if not re.fullmatch("#[0-9a-fA-F]{6}", color)]
-        if wrong or len(self.class_colors) != count:
-            raise CardError(f"field 'class_colors' is {list(self.class_colors)}, expected {count} of #rrggbb")
+        right = {color.lower() for color in self.class_colors if re.fullmatch("#[0-9a-fA-F]{6}", color)}
+        if len(self.class_colors) != count or len(right) < count:
+            raise CardError(
+                f"field 'class_colors' is {list(self.class_colors)}, expected {count} of #rrggbb that differ"
+            )
 
     def find_slide(self, stem: str) -> str:
         """Return the name of the slide that a patch was cut from; nothing where it was not."""

@@ -81,10 +81,7 @@ def fit_model(
     def write_files(epoch: Epoch) -> None:
         draw(checkpoint.epochs)
         add_figures(epoch)
-        values = read_variables(network.variables)
-        write_state(
-            state_path, RunState(tuple(checkpoint.epochs), values, tuple(checkpoint.best_weights)), run
-        )
+        write_state(state_path, _read_state(network, checkpoint), run)
         listener.report(epoch)
 
     checkpoint = BestCheckpoint(
@@ -132,6 +129,11 @@ def describe(job: Job, epochs: list[Epoch]) -> KerasMetadata:
         patch_size_pixels=(job.patches.size, job.patches.size),
         training=training,
     )
+
+
+def _read_state(network: Network, checkpoint: BestCheckpoint) -> RunState:
+    values = read_variables(network.variables)
+    return RunState(tuple(checkpoint.epochs), values, tuple(checkpoint.best_weights))
 
 
 def _restore(network: Network, checkpoint: BestCheckpoint, state: RunState) -> None:

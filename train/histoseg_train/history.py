@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from histoseg.atomic import write_whole
 from histoseg.errors import OutputError
 from histoseg_train.schedules import Monitor
 
@@ -44,19 +45,15 @@ def write_history(path: Path, epochs: Sequence[Epoch]) -> None:
     Raises:
         OutputError: The file cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
     sources = list(epochs[0].per_source) if epochs else []
     try:
-        with part.open("w", newline="", encoding="utf-8") as file:
+        with write_whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             dice = [f"val_dice_{source}" for source in sources]
             writer.writerow([*COLUMNS, *dice])
             writer.writerows(_row(epoch) for epoch in epochs)
-        part.replace(path)
     except OSError as error:
         raise OutputError(f"{path}: cannot write the history: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def draw_learning_curve(path: Path, epochs: Sequence[Epoch]) -> None:
@@ -71,14 +68,11 @@ def draw_learning_curve(path: Path, epochs: Sequence[Epoch]) -> None:
     loss_axes, dice_axes = figure.subplots(1, 2)
     _draw_losses(loss_axes, epochs)
     _draw_scores(dice_axes, epochs)
-    part = path.with_name(f".{path.name}.part")
     try:
-        figure.savefig(part, format="png", dpi=120)
-        part.replace(path)
+        with write_whole(path) as part:
+            figure.savefig(part, format="png", dpi=120)
     except OSError as error:
         raise OutputError(f"{path}: cannot write the learning curve: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _row(epoch: Epoch) -> list[object]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from histoseg.atomic import write_whole
 from histoseg.card import METADATA_KEY
 from histoseg.equalize import Equalization
 from histoseg.errors import CardError, ModelError, OutputError
@@ -81,14 +82,11 @@ def write_metadata(path: Path, metadata: KerasMetadata) -> None:
     """
     write = _choose(path, keras=_write_zip_member, h5=_write_h5_attribute)
     text = json.dumps(to_json(metadata), indent=1, sort_keys=True)
-    part = path.with_name(f".{path.name}.part")
     try:
-        write(path, part, text)
-        part.replace(path)
+        with write_whole(path) as part:
+            write(path, part, text)
     except OSError as error:
         raise OutputError(f"{path}: cannot store the metadata: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_metadata(path: Path) -> KerasMetadata | None:

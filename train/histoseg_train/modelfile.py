@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from histoseg.atomic import write_whole
 from histoseg.errors import DataError, ModelError, OutputError
 from histoseg_train.kerasfile import check_file
 from histoseg_train.metadata import KerasMetadata, write_metadata
@@ -25,16 +26,13 @@ def save_model(model: Any, path: Path, metadata: KerasMetadata) -> None:
     """
     if not all(np.isfinite(values).all() for values in model.get_weights()):
         raise DataError("the weights are no longer finite numbers; lower --learning-rate")
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        with _quiet_h5_warning():
-            model.save(part)
-        write_metadata(part, metadata)
-        part.replace(path)
+        with write_whole(path, suffix=path.suffix) as part:
+            with _quiet_h5_warning():
+                model.save(part)
+            write_metadata(part, metadata)
     except OSError as error:
         raise OutputError(f"{path}: cannot write the model: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_model(path: Path) -> Any:

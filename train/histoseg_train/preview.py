@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from histoseg.arrays import Labels, Pixels
+from histoseg.atomic import write_whole
 from histoseg.errors import OutputError
 from histoseg_train.augment import AugmentOptions, draw_patch
 from histoseg_train.contactsheet import choose_items, draw_outlines
@@ -46,14 +47,11 @@ def write_preview(
     """
     rows = [_draw_row(tile, predict(tile.rgb), job.target.class_colors) for tile in tiles]
     sheet = np.concatenate([_draw_captions(rows[0].shape[1], epoch), *rows])
-    part = path.with_name(f".{path.name}.part")
     try:
-        part.write_bytes(encode_png(sheet))
-        part.replace(path)
+        with write_whole(path) as part:
+            part.write_bytes(encode_png(sheet))
     except OSError as error:
         raise OutputError(f"{path}: cannot write the preview: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _cut_tile(sample: Sample, *, size: int, seed: int) -> Sample:

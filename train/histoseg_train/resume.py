@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histoseg import __version__
+from histoseg.atomic import write_whole
 from histoseg.errors import OutputError
 from histoseg.jsonclass import to_json
 from histoseg_train.dataset import Item
@@ -65,16 +66,12 @@ def write_state(path: Path, state: RunState, run: dict[str, Any]) -> None:
         OutputError: The file cannot be written.
     """
     head = json.dumps({"run": run, "epochs": [asdict(epoch) for epoch in state.epochs]})
-    part = path.with_name(f".{path.name}.part")
     named: dict[str, Any] = _name("variable", state.variables) | _name("best", state.best_weights)
     try:
-        with part.open("wb") as file:
+        with write_whole(path) as part, part.open("wb") as file:
             np.savez(file, head=np.array(head), **named)
-        part.replace(path)
     except OSError as error:
         raise OutputError(f"{path}: cannot write the state of the run: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def find_state(path: Path, run: dict[str, Any], *, tell: Callable[[str], None]) -> RunState | None:

@@ -18,6 +18,8 @@ from histoseg_train.dataset import find_held_out, list_items
 
 if TYPE_CHECKING:
     from histoseg.arrays import Pixels
+    from histoseg.card import ModelCard
+    from histoseg_train.dataset import Dataset
     from histoseg_train.evaluation.scores import Evaluation
     from histoseg_train.evaluation.tiled import TiledModel
     from histoseg_train.images import SampleStore
@@ -54,24 +56,14 @@ def evaluate(model: Path, data: Path, **values: Any) -> None:
     from histoseg_train.evaluation.files import format_json, make_evaluation_folder, write_evaluation
     from histoseg_train.evaluation.scores import evaluate_store
     from histoseg_train.evaluation.tiled import describe_model, open_model
-    from histoseg_train.job import Target, open_store
 
     output: Path | None = values["output"]
     with (
         make_evaluation_folder(output) if output else nullcontext() as folder,
         open_model(model, tile=values["tile"], provider=values["provider"]) as tiled,
     ):
-        card = tiled.card
-        held_out = () if values["all_images"] else find_held_out(dataset, card.training)
-        items = held_out or dataset.items
-        target = Target(
-            card.class_names,
-            card.class_colors,
-            card.spacing_um_px,
-            equalization=card.input.equalization,
-        )
-        store = open_store(items, target)
-        with _reporting(len(items)) as report:
+        store = _open_store(dataset, tiled.card, all_images=values["all_images"])
+        with _reporting(len(store)) as report:
             result = evaluate_store(tiled, store, threshold=values["threshold"], on_image=report)
         about = {"model": describe_model(model, tiled), "data": str(data), "all_images": values["all_images"]}
         document = describe_evaluation(result, **about)
@@ -80,7 +72,18 @@ def evaluate(model: Path, data: Path, **values: Any) -> None:
     if values["as_json"]:
         click.echo(format_json(document), nl=False)
     else:
-        _print(model, document, card.class_colors)
+        _print(model, document, tiled.card.class_colors)
+
+
+def _open_store(dataset: Dataset, card: ModelCard, *, all_images: bool) -> SampleStore:
+    """Return the held-out images as the model takes them; all where none is held out."""
+    from histoseg_train.job import Target, open_store
+
+    held_out = () if all_images else find_held_out(dataset, card.training)
+    target = Target(
+        card.class_names, card.class_colors, card.spacing_um_px, equalization=card.input.equalization
+    )
+    return open_store(held_out or dataset.items, target)
 
 
 def _draw(

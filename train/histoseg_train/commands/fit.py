@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +39,7 @@ from histoseg_train.schedules import Monitor, ScheduleName
 if TYPE_CHECKING:
     from histoseg_train.fit import Listener
     from histoseg_train.history import Epoch
+    from histoseg_train.images import SampleStore
 
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -243,13 +244,7 @@ def _prepare(data: Path, values: Mapping[str, Any], patches: PatchOptions) -> Jo
     words = {"class_names": names, "class_colors": colors, "equalization": read_equalization(values)}
     target = pick(Target, {**values, **words})
     training, held_out = open_store(dataset.training, target), open_store(dataset.held_out, target)
-    pixels = count_pixels(training)
-    count_pixels(held_out)
-    absent = [name for index, name in enumerate(names) if index and not pixels[index]]
-    if absent:
-        raise DataError(
-            f"{data}: no training mask holds a pixel of '{absent[0]}'; see --classes, --mask-threshold"
-        )
+    _check_masks(data, names, training, held_out)
     loss = LossOptions(values["loss_terms"], values["class_weights"])
     command = shlex.join(["histoseg-train", *sys.argv[1:]])
     network = {"network": values["arch"], "weights": values["weights"], "smooth_um": values["smooth_um"]}
@@ -258,6 +253,17 @@ def _prepare(data: Path, values: Mapping[str, Any], patches: PatchOptions) -> Jo
         fit=pick(FitOptions, values),
         command=command, **network,
     )  # fmt: skip
+
+
+def _check_masks(data: Path, names: Sequence[str], training: SampleStore, held_out: SampleStore) -> None:
+    """Read every mask, and refuse a class that none shows."""
+    pixels = count_pixels(training)
+    count_pixels(held_out)
+    absent = [name for index, name in enumerate(names) if index and not pixels[index]]
+    if absent:
+        raise DataError(
+            f"{data}: no training mask holds a pixel of '{absent[0]}'; see --classes, --mask-threshold"
+        )
 
 
 @contextmanager

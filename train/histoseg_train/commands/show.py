@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from histoseg.atomic import write_whole
 from histoseg.errors import OutputError
 from histoseg_train.commands.described import take_description
 from histoseg_train.commands.options import (
@@ -94,10 +95,8 @@ def _tabulate(counts: Sequence[Sequence[ClassCount]], names: Sequence[str], colo
 
 
 def _write(output: Path, data: bytes) -> None:
-    part = output.with_name(f".{output.name}.part")
     try:
-        part.write_bytes(data)
-        part.replace(output)
+        with write_whole(output) as part:
+            part.write_bytes(data)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise OutputError(f"{output}: cannot be written ({error.strerror}); choose another -o") from error

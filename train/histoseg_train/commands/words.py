@@ -42,6 +42,8 @@ def parse_classes(
         raise click.BadParameter(
             f"got '{value}', expected two or more, the background first: background=#ffffff,nucleus=#00a000"
         )
+    if len(set(colors)) < len(colors):
+        raise click.BadParameter(f"got '{value}', expected colours that differ; give one class another")
     return names, colors
 
 

@@ -19,6 +19,7 @@ from histoseg.session import open_session
 from histoseg.slide import ArraySlide, ScaledSlide, plan_scale
 from histoseg.transform import NORMALIZATIONS, Normalization, apply_transform
 from histoseg_train.metadata import KerasMetadata, require_metadata
+from histoseg_train.tiling import fit_tiling
 
 if TYPE_CHECKING:
     from histoseg.arrays import Floats, Pixels
@@ -115,22 +116,16 @@ def wrap_network(network: Any, metadata: KerasMetadata, *, tile: int | None = No
 
 
 def choose_tiling(side: int, stride: int, reach: int) -> Tiling:
-    """Return how tiles overlap: halos as wide as the network sees, and a cross-fade of a 64th of the tile.
+    """Return how tiles overlap: halos as wide as the network sees, at most a quarter of the tile.
 
-    With all of it, tiles give what the whole image gives. A halo takes a quarter of the tile at most, and a
-    tile too small for that gives up the cross-fade first, then the halo.
+    With all of it, tiles give what the whole image gives; see `fit_tiling`.
 
     Args:
         side: Of the tile, a multiple of `stride`.
         stride: The step is a multiple of it.
         reach: How far from a pixel the network looks.
     """
-    halo = min(reach, side // HALO_SHARE)
-    step = max((side - 2 * halo - max(side // 64, 16)) // stride, 1) * stride
-    if side - step < 2 * halo:
-        step = max((side - 2 * halo) // stride, 1) * stride
-    overlap = side - step
-    return Tiling(stride, min(halo, overlap // 2), overlap)
+    return fit_tiling(side, stride=stride, halo=min(reach, side // HALO_SHARE))
 
 
 def lay_grid(model: TiledModel, m_size: tuple[int, int]) -> Grid:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from string import Template
 
+from histoseg.atomic import write_whole
 from histoseg.errors import OutputError
 
 # elements without an end tag
@@ -95,10 +96,9 @@ def write_page(path: Path, text: str) -> None:
     Raises:
         OutputError: The file cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
     try:
-        part.write_bytes(text.encode())
-        part.replace(path)
+        with write_whole(path) as part:
+            part.write_bytes(text.encode())
     except OSError as error:
         raise OutputError(
             f"{path}: cannot write the page ({error}); free space or choose another -o"
