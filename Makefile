@@ -37,5 +37,5 @@ $(DEV)/.installed: pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(DEV)
 	$(DEV)/$(PIP) --upgrade pip
-	$(DEV)/$(PIP) --editable '.[cpu,train,export]' --group dev
+	$(DEV)/$(PIP) --editable '.[cpu,train,export,dicom,dask]' --group dev
 	touch $@

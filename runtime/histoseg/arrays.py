@@ -16,3 +16,6 @@ Mask = NDArray[np.bool_]
 
 Floats = NDArray[np.float32]
 """Weights, probabilities."""
+
+Shares = NDArray[np.uint8]
+"""Probabilities in steps of 1/255, `(height, width, classes)`."""

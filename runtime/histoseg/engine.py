@@ -76,6 +76,17 @@ class Predictor(Protocol):
 
 
 @dataclass(frozen=True)
+class Leg:
+    """What runs of a panel, from top to bottom."""
+
+    panel: Panel
+    rows: range
+    """Of tiles. The first ones may only lend what they share with the first band that is missing."""
+    band: int
+    """The first band that is missing."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """What one run does: which tiles, in which batches, blended how."""
 
@@ -87,6 +98,8 @@ class Plan:
     readers: int
     panel_columns: int | None = None
     """Columns of tiles in a panel; `None` runs the slide's whole width at once."""
+    done: int = 0
+    """Bands, from the first on, that an earlier run has finished."""
 
     @property
     def panels(self) -> tuple[Panel, ...]:
@@ -96,12 +109,20 @@ class Plan:
     @property
     def run_count(self) -> int:
         """Number of tiles that run; those that two panels share run twice."""
-        return sum(int(self.runs[:, panel.columns].sum()) for panel in self.panels)
+        return sum(int(self.runs[leg.rows][:, leg.panel.columns].sum()) for leg in self.iter_legs())
+
+    def iter_legs(self) -> Iterator[Leg]:
+        """Yield what is left of each panel: all of it, unless bands are done."""
+        rows = self.grid.y.count
+        for index, panel in enumerate(self.panels):
+            band = max(0, self.done - index * rows)
+            if band < rows:
+                yield Leg(panel, range(self.grid.y.first_reaching(band), rows), band)
 
     def iter_runs(self) -> Iterator[Tile]:
         """Yield the tiles that run, panel by panel, row by row."""
-        for panel in self.panels:
-            for tile in self.grid.iter_tiles(panel.columns):
+        for leg in self.iter_legs():
+            for tile in self.grid.iter_tiles(leg.panel.columns, leg.rows):
                 if self.runs[tile.row, tile.column]:
                     yield tile
 
@@ -128,7 +149,7 @@ def iter_rows(
 
     Yields:
         For every panel, and in it for every row of tiles, the parts of one band, each to be taken before the
-        next. Together they cover every pixel of the slide exactly once.
+        next; none of the first `plan.done` bands. Together they cover every pixel of the slide exactly once.
 
     Raises:
         CancelledError: `cancel` was set.
@@ -150,10 +171,14 @@ def iter_rows(
         _halting(slide),
     ):
         note(0, plan.run_count)
-        for panel in plan.panels:
-            parts = _blend(predictions, len(session.card.class_names), plan, panel, clock, progress)
-            for _ in range(plan.grid.y.count):
-                yield _finished(islice(parts, len(panel.columns)), panel)
+        for leg in plan.iter_legs():
+            parts = _blend(predictions, len(session.card.class_names), plan, leg, clock, progress)
+            for row in leg.rows:
+                band = _finished(islice(parts, len(leg.panel.columns)), leg.panel)
+                if row >= leg.band:
+                    yield band
+                else:
+                    deque(band, maxlen=0)  # an earlier run has handed it on
 
 
 def iter_bands(
@@ -267,13 +292,13 @@ def _blend(
     predictions: Iterator[tuple[Tile, Floats]],
     channels: int,
     plan: Plan,
-    panel: Panel,
+    leg: Leg,
     clock: Stopwatch,
     progress: _Progress,
 ) -> Iterator[Band]:
-    """Yield the final part of every tile of a panel, whether it ran or not."""
-    blender = Blender(plan.grid, channels, plan.blend, panel)
-    for tile in plan.grid.iter_tiles(panel.columns):
+    """Yield the final part of every tile of a leg, whether it ran or not."""
+    blender = Blender(plan.grid, channels, plan.blend, leg.panel)
+    for tile in plan.grid.iter_tiles(leg.panel.columns, leg.rows):
         progress.check()  # a slide of bare glass runs no tile at all
         prediction = None
         if plan.runs[tile.row, tile.column]:

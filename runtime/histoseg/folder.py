@@ -10,45 +10,63 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from histoseg.errors import HistosegError, OutputError
+from histoseg.errors import HistosegError, OutputError, RoiError, SlideError, TruthError
+from histoseg.owner import OWNER_NAME, is_owned, name_owner, write_owner
 
 REPORT_NAME = "report.json"
+# A journal does not help against what a run was given.
+HOPELESS = (SlideError, TruthError, RoiError)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def make_folder(final: Path, names: Collection[str], *, report: str = REPORT_NAME) -> Iterator[Path]:
+def make_folder(
+    final: Path,
+    names: Collection[str],
+    *,
+    report: str = REPORT_NAME,
+    journal: str | None = None,
+    fresh: bool = False,
+) -> Iterator[Path]:
     """Yield a folder that becomes `final` when the block succeeds and vanishes when it fails.
 
     Args:
         final: The folder to be.
         names: The files that a result may hold. An older result is replaced when it holds no others.
         report: The JSON file by which a result is known; its object has the key `histoseg`.
+        journal: A file that outlives a failure which is not the input's, for the next run to go on from; it
+            is no part of the result.
+        fresh: Drop what an earlier run has left of it.
 
     Raises:
         OutputError: `final` is, or holds, somebody else's; or cannot be written; or another run writes it.
     """
     final = final.resolve()  # a link keeps leading where it led
+    names = {*names, journal} if journal else names
     _refuse_foreign(final, names, report)
     part, old = final.with_name(f".{final.name}.part"), final.with_name(f".{final.name}.old")
     made = _missing_parents(final)
     with ExitStack() as stack:
         try:
-            stack.enter_context(_hold_folder(part, final))
+            stack.enter_context(_hold_folder(part, final, keep=None if fresh else journal))
             _restore(old, final)  # a run was killed between the two renames of `_replace_folder`
             yield part
             _refuse_foreign(final, names, report)
+            (part / OWNER_NAME).unlink()
+            _sync_files(part)
             _replace_folder(part, final, old)
         except OutputInUseError:
             raise
         except BaseException as error:
             _restore(old, final)
-            _remove(part, made)
+            _give_up(part, made, None if isinstance(error, HOPELESS) else journal)
             if isinstance(error, OSError) and not isinstance(error, HistosegError) and _is_ours(error, part):
                 raise OutputError(
-                    f"{final}: cannot be written ({error.strerror or error}); choose another -o"
+                    f"{final}: cannot be written ({error.strerror or error}); {_advise(error)}"
                 ) from error
             raise
+    if journal is not None:
+        (final / journal).unlink(missing_ok=True)  # only now that nothing can be lost any more
 
 
 class OutputInUseError(OutputError):
@@ -80,33 +98,38 @@ def _is_result(folder: Path, report: str) -> bool:
 
 
 @contextmanager
-def _hold_folder(part: Path, final: Path) -> Iterator[None]:
-    """Make `part` empty and keep other runs out of it; what a killed run left there is removed.
+def _hold_folder(part: Path, final: Path, keep: str | None) -> Iterator[None]:
+    """Make `part` empty, but for one file, and keep other runs out of it.
 
-    The lock is on the folder itself, so that none is left behind; it ends with the process.
+    The lock is on the folder itself, so that none is left behind; it ends with the process. Where there are
+    no locks, the owner that the folder names holds it for as long as it lives.
     """
     part.mkdir(parents=True, exist_ok=True)
-    handle = _lock(part)
-    if handle is None and _can_lock():
-        raise OutputInUseError(
-            f"{final}: another run is writing it, expected one at a time; wait for it, or choose another -o"
-        )
     try:
-        for path in part.iterdir():
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        handle = _lock(part)
+        if handle is None and is_owned(part):
+            raise BlockingIOError
+    except BlockingIOError as error:
+        raise OutputInUseError(
+            f"{final}: {name_owner(part)} is writing it, expected one run at a time; wait for it, or choose "
+            "another -o"
+        ) from error
+    try:
+        empty_folder(part, keep)
+        write_owner(part)
         yield
     finally:
         if handle is not None:
             os.close(handle)
 
 
-def _can_lock() -> bool:
-    return os.name == "posix"
-
-
 def _lock(folder: Path) -> int | None:
-    """Return a handle that holds the folder for this process, or `None` where another process does."""
-    if not _can_lock():
+    """Return a handle that holds the folder for this process; `None` where the system has no locks.
+
+    Raises:
+        BlockingIOError: Another process holds it.
+    """
+    if os.name != "posix":
         return None
     import fcntl
 
@@ -117,14 +140,13 @@ def _lock(folder: Path) -> int | None:
             return handle
     except FileNotFoundError:
         pass  # the other run has just ended, and its folder has its final name
-    except BlockingIOError:
-        pass
     except OSError as error:
+        os.close(handle)
         if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EBADF):
-            return handle  # a file system without locks: nobody can tell
+            return None
         raise
     os.close(handle)
-    return None
+    raise BlockingIOError(f"{folder} has just become another run's result")
 
 
 def _is_ours(error: OSError, part: Path) -> bool:
@@ -147,7 +169,32 @@ def _restore(old: Path, final: Path) -> None:
         old.rename(final)
 
 
-def _remove(part: Path, made: list[Path]) -> None:
+def empty_folder(folder: Path, keep: str | None = None) -> None:
+    """Remove what is in a folder, but for the file of one name."""
+    for path in folder.iterdir():
+        if path.name != keep:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _sync_files(folder: Path) -> None:
+    """Let what was written be on the disk before it gets its name: a power cut keeps a rename, not data."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+
+
+def _advise(error: OSError) -> str:
+    return (
+        "make room and run it again, or choose another -o" if error.errno in _NO_ROOM else "choose another -o"
+    )
+
+
+def _give_up(part: Path, made: list[Path], keep: str | None) -> None:
+    """Leave the file of one name, if it is there, and else nothing."""
+    if keep is not None and (part / keep).exists():
+        empty_folder(part, keep)
+        return
     shutil.rmtree(part, ignore_errors=True)
     for folder in made:
         with suppress(OSError):

@@ -64,6 +64,11 @@ class Axis:
         """Pixels before this one are touched by no tile from `index` on."""
         return self.length if index >= self.count else self.write_range(index)[0]
 
+    def first_reaching(self, index: int) -> int:
+        """First tile that writes a pixel which tile `index` writes, too, or one after it."""
+        begin = self.final_before(index)
+        return next(before for before in range(index + 1) if self.write_range(before)[1] > begin)
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -115,9 +120,9 @@ class Grid:
         (x0, x1), (y0, y1) = self.x.write_range(column), self.y.write_range(row)
         return Tile(row, column, self.x.start(column), self.y.start(row), (x0, y0, x1, y1))
 
-    def iter_tiles(self, columns: range | None = None) -> Iterator[Tile]:
-        """Yield every tile, or those of some columns, row by row, left to right."""
-        for row in range(self.y.count):
+    def iter_tiles(self, columns: range | None = None, rows: range | None = None) -> Iterator[Tile]:
+        """Yield every tile, or those of some columns and rows, row by row, left to right."""
+        for row in rows or range(self.y.count):
             for column in columns or range(self.x.count):
                 yield self.tile_at(row, column)
 
@@ -131,9 +136,8 @@ class Grid:
         return tuple(self._panel(first, min(first + columns, count)) for first in range(0, count, columns))
 
     def _panel(self, first: int, last: int) -> Panel:
-        m_x0 = self.x.final_before(first)
-        begin = next(column for column in range(last) if self.x.write_range(column)[1] > m_x0)
-        return Panel(range(begin, last), m_x0, self.x.final_before(last))
+        begin = self.x.first_reaching(first)
+        return Panel(range(begin, last), self.x.final_before(first), self.x.final_before(last))
 
 
 def plan_axis(

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import asdict
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-import histoseg
 from histoseg.engine import iter_rows
 from histoseg.errors import SlideError
 from histoseg.folder import REPORT_NAME, make_folder
+from histoseg.identity import find_finished, hash_files, identify_run, name_part, read_report
+from histoseg.journal import Journal, name_changes
 from histoseg.labeller import Labeller
 from histoseg.live import LiveSlide
 from histoseg.opening import OpenRun, open_run
@@ -23,19 +23,24 @@ from histoseg.outputs.report import write_report
 from histoseg.outputs.results import FILE_NAMES, Results
 from histoseg.outputs.tissue import write_tissue
 from histoseg.panels import join_panels
+from histoseg.progress import ProgressMeter, RunProgress
+from histoseg.resuming import KeptRows
+from histoseg.runreport import describe_run
 from histoseg.session import Session
-from histoseg.slide import FileSlide, Slide
+from histoseg.slide import Slide
 from histoseg.timing import Stopwatch
 
 if TYPE_CHECKING:
-    pass
+    from histoseg.blend import Band
+    from histoseg.outputs.report import Glance
 
 PAGE_NAME = "report.html"
+JOURNAL_NAME = ".journal"
 OUTPUT_NAMES = (*FILE_NAMES, "tissue.png", PAGE_NAME, REPORT_NAME)
 STAGES = ("read", "infer", "blend", "write")
 
 
-def segment_slide(
+def segment_slide(  # noqa: PLR0913
     slide: str | Path | Slide,
     session: Session,
     out: str | Path,
@@ -43,10 +48,16 @@ def segment_slide(
     *,
     truth: str | Path | None = None,
     roi: str | Path | None = None,
-    on_tiles: Callable[[int, int], None] | None = None,
+    overwrite: bool = False,
+    on_progress: Callable[[RunProgress], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
     cancel: Event | None = None,
 ) -> dict[str, Any]:
     """Segment one slide into `out/<name>/` and return its report.
+
+    A result that is there already, of the very same model, slide and options, is returned as it is. A run of
+    a file keeps a journal beside its result: what was killed, cancelled or ran out of disk goes on where it
+    stopped, and ends with the same bytes.
 
     Args:
         slide: A file that OpenSlide reads, or an open slide, such as an `ArraySlide`, or a `LiveSlide`, whose
@@ -57,11 +68,14 @@ def segment_slide(
         truth: A mask or annotations to score against.
         roi: A mask or annotations outside of which all is background and nothing counts; it decides which
             tiles run, instead of tissue.
-        on_tiles: Called with tiles done and tiles to do.
+        overwrite: Run from the beginning, whatever there is.
+        on_progress: Called at the start and after each batch, by this thread.
+        on_note: Called with a sentence when the run goes on where another stopped, or begins afresh because
+            something has changed.
         cancel: Once it is set, from any thread, the run stops within one batch, or one block of an overview.
 
     Returns:
-        What `report.json` holds.
+        What `report.json` holds; and `skipped`, if nothing had to be done.
 
     Raises:
         CancelledError: `cancel` was set.
@@ -73,38 +87,21 @@ def segment_slide(
         ModelError: The model failed.
         OutputError: The results cannot be written.
     """
-    clock = Stopwatch()
-    opening = open_run(
-        slide, session, options or RunOptions(), truth=truth, roi=roi, picture=True, cancel=cancel
-    )
-    with opening as run, make_folder(Path(out) / check_name(run.slide.slide.name), OUTPUT_NAMES) as folder:
-        report = _describe(run, session)
-        given = {"truth": truth, "roi": roi}
-        report["options"] = asdict(run.options) | {
-            name: str(path) if path else None for name, path in given.items()
-        }
-        labeller = Labeller(
-            session.card,
-            clock,
-            run.plan.panels,
-            threshold=run.options.threshold,
-            roi=run.roi,
-            truth=run.truth,
-        )
-        bands = iter_rows(run.reader, session, run.plan, clock=clock, on_tiles=on_tiles, cancel=cancel)
-        with closing(bands):  # before the slide is: readers must be out of it by then
-            joined = join_panels(map(labeller.label, bands), len(run.plan.panels), folder)
-            results = Results(folder, run.slide, session.card, run.options, clock=clock, cancel=cancel)
-            with results:
-                results.write(joined)
-        if run.tissue is not None:
-            write_tissue(folder / "tissue.png", run.tissue.mask)
-        report |= labeller.report(run.slide.scale.spacing_um_px) | results.report()
+    clock, options, note = Stopwatch(), options or RunOptions(), on_note or (lambda _: None)
+    identity = identify_run(slide, session, options, truth=truth, roi=roi)
+    if identity is not None and not overwrite:
+        found = find_finished(Path(out) / check_name(identity["name"]), identity)
+        if found is not None:
+            return found | {"skipped": True}
+    opening = open_run(slide, session, options, truth=truth, roi=roi, picture=True, cancel=cancel)
+    with opening as run, _enter_folder(run, Path(out), identity, overwrite, note) as (folder, journal):
+        job = _Job(run, session, folder, journal, clock, cancel)
+        report = describe_run(run, session, truth=truth, roi=roi)
+        report |= job.write(on_progress or (lambda _: None), note) | {"run": identity}
         if isinstance(run.slide.slide, LiveSlide):
             report["slide"]["gap_px"] = run.slide.slide.gap_px or 0
-        report["seconds"] = clock.report(STAGES)
-        mask = run.tissue.mask if run.tissue else None
-        write_report(folder / PAGE_NAME, report, session.card, results.glance(), mask)
+        write_report(folder / PAGE_NAME, report, session.card, job.glance(), job.mask)
+        report["files"] = hash_files(folder)
         (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 
@@ -120,43 +117,93 @@ def check_name(name: str) -> str:
     return name
 
 
-def _describe(run: OpenRun, session: Session) -> dict[str, Any]:
-    card, scaled, plan, tissue = session.card, run.slide, run.plan, run.tissue
-    slide, scale, grid = scaled.slide, scaled.scale, plan.grid
-    return {
-        "histoseg": histoseg.__version__,
-        "model": {
-            "name": session.name,
-            "sha256": session.sha256,
-            "architecture": card.architecture,
-            "precision": card.precision,
-            "spacing_um_px": card.spacing_um_px,
-            "background": card.class_names[card.background_index],
-        },
-        "provider": session.provider,
-        "placement": session.placement,
-        "slide": {
-            "path": str(slide.path) if isinstance(slide, FileSlide) else slide.name,
-            "size_px": list(slide.level_sizes[0]),
-            "spacing_um_px": list(slide.spacing_um_px) if slide.spacing_um_px else None,
-            "level": scale.level,
-            "color_profile": slide.color_profile if isinstance(slide, FileSlide) else None,
-            "color_space": card.input.color_space,
-        },
-        "spacing_um_px": math.sqrt(scale.spacing_um_px[0] * scale.spacing_um_px[1]),
-        "size_px": list(scaled.m_size),
-        "tiles": {
-            "total": grid.count,
-            "columns": grid.x.count,
-            "rows": grid.y.count,
-            "run": int(plan.runs.sum()),
-            "size_px": list(grid.tile_size),
-            "step_px": grid.x.step,
-            "halo_px": grid.x.halo,
-            "blend": plan.blend,
-            "batch_size": plan.batch_size,
-            "panels": len(plan.panels),
-        },
-        "tissue": tissue.report() if tissue else None,
-        "intended_use": card.intended_use,
-    }
+@contextmanager
+def _enter_folder(
+    run: OpenRun,
+    out: Path,
+    identity: Mapping[str, Any] | None,
+    overwrite: bool,
+    on_note: Callable[[str], None],
+) -> Iterator[tuple[Path, Journal | None]]:
+    """Yield the folder of a run, and the journal of one that can be known again."""
+    final = out / check_name(run.slide.slide.name)
+    if identity is None:
+        with make_folder(final, OUTPUT_NAMES) as folder:
+            yield folder, None
+        return
+    layout = {"panel_columns": run.plan.panel_columns}
+    with (
+        make_folder(final, OUTPUT_NAMES, journal=JOURNAL_NAME, fresh=overwrite) as folder,
+        Journal(folder / JOURNAL_NAME, identity, layout) as journal,
+    ):
+        before = None if overwrite else read_report(final)
+        changed = journal.changed or (name_changes(before["run"], identity) if before else ())
+        if changed:
+            words = ", ".join(name_part(name) for name in changed)
+            on_note(f"{final}: begins afresh, because of what is there something changed: {words}")
+        yield folder, journal
+
+
+class _Job:
+    """What one run writes."""
+
+    def __init__(
+        self,
+        run: OpenRun,
+        session: Session,
+        folder: Path,
+        journal: Journal | None,
+        clock: Stopwatch,
+        cancel: Event | None,
+    ) -> None:
+        self._run, self._session, self._folder, self._journal = run, session, folder, journal
+        self._clock, self._cancel = clock, cancel
+        # an earlier run's panels stand: what fits into memory is measured, and not the same each time
+        self._plan = replace(run.plan, **journal.layout) if journal else run.plan
+        self._labeller = Labeller(
+            session.card,
+            clock,
+            self._plan.panels,
+            threshold=run.options.threshold,
+            roi=run.roi,
+            truth=run.truth,
+            shares=run.options.probabilities,
+        )
+        self._results = Results(folder, run.slide, session, run.options, clock=clock, cancel=cancel)
+        self.mask = run.tissue.mask if run.tissue else None
+        """Where tissue is; `None` where nobody looked."""
+
+    def write(
+        self, on_progress: Callable[[RunProgress], None], on_note: Callable[[str], None]
+    ) -> dict[str, Any]:
+        """Write the files of the labels, and the tissue; return what is to be reported of them."""
+        kept = KeptRows(
+            self._journal, self._labeller, lambda done: self._run_rest(done, on_progress, on_note)
+        )
+        with self._results, closing(kept.iter_rows()) as rows:  # before the slide is: readers must be out
+            self._results.write(join_panels(rows, len(self._plan.panels), self._folder))
+        if self.mask is not None:
+            write_tissue(self._folder / "tissue.png", self.mask)
+        report = self._labeller.report(self._run.slide.scale.spacing_um_px) | self._results.report()
+        return report | {"resumed_bands": kept.resumed, "seconds": self._clock.report(STAGES)}
+
+    def glance(self) -> Glance:
+        """Return slide and labels at a size to look at; complete once all is written."""
+        return self._results.glance()
+
+    def _run_rest(
+        self, done: int, on_progress: Callable[[RunProgress], None], on_note: Callable[[str], None]
+    ) -> Generator[Iterator[Band]]:
+        plan = replace(self._plan, done=done)
+        bands = len(plan.panels) * plan.grid.y.count
+        if done:
+            on_note(f"{self._run.slide.slide.name}: goes on after {done} of {bands} bands, which are done")
+        meter = ProgressMeter(plan, self._run.slide.scale.spacing_um_px, self._clock)
+        return iter_rows(
+            self._run.reader,
+            self._session,
+            plan,
+            clock=self._clock,
+            on_tiles=lambda done, known: on_progress(meter.measure(done, known)),
+            cancel=self._cancel,
+        )

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoseg.blend import Band, label_band
+from histoseg.finished import Rows
 from histoseg.outputs.classes import ClassCounts
+from histoseg.outputs.probabilities import quantize_probabilities
 from histoseg.score import TruthScore
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class Labeller:
         threshold: float | None = None,
         roi: Roi | None = None,
         truth: Truth | None = None,
+        shares: bool = False,
     ) -> None:
         """Begin with nothing counted.
 
@@ -65,23 +68,32 @@ class Labeller:
             threshold: Of two-class models, over what the card says.
             roi: Where pixels count.
             truth: What to score against.
+            shares: Whether probabilities are handed on, too.
         """
         self._background = card.background_index
         self._threshold = card.output.threshold if threshold is None else threshold
         self._clock = clock
+        self._wants_shares = shares
         self._inside = BandRows(roi.read, panels) if roi else None
         self._truth = BandRows(truth.read, panels) if truth else None
         self._counts = ClassCounts(card.class_names)
         self._score = TruthScore(card.class_names, card.background_index)
 
-    def label(self, parts: Iterator[Band]) -> tuple[int, Labels]:
-        """Return the first row and the labels, `(rows, width)` uint8, of a band that comes in parts."""
-        labels, m_y = [], 0
+    @property
+    def counts(self) -> dict[str, NDArray[np.int64]]:
+        """All that was counted so far, by name; to be written to, where a run goes on."""
+        return {"pixels": self._counts.pixels, **self._score.counts}
+
+    def label(self, parts: Iterator[Band]) -> Rows:
+        """Return the finished rows of a band that comes in parts."""
+        labels, shares, m_y = [], [], 0
         for part in parts:
             with self._clock.time("write"):
                 labels.append(self._label_part(part))
+                if self._wants_shares:
+                    shares.append(quantize_probabilities(part.probabilities))
             m_y = part.m_y
-        return m_y, np.concatenate(labels, axis=1)
+        return Rows(m_y, np.concatenate(labels, axis=1), np.concatenate(shares, axis=1) if shares else None)
 
     def report(self, spacing_um_px: tuple[float, float]) -> dict[str, Any]:
         """Return `classes`, and `score` where there is a truth."""

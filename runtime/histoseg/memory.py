@@ -82,7 +82,13 @@ def measure_floor(session: Session, batch_shape: tuple[int, ...], *, loaded_byte
 
 
 def fit_panels(
-    plan: Plan, session: Session, scale: Scale, *, max_bytes: int, masks: Sequence[Footprint] = ()
+    plan: Plan,
+    session: Session,
+    scale: Scale,
+    *,
+    max_bytes: int,
+    masks: Sequence[Footprint] = (),
+    probabilities: bool = False,
 ) -> int:
     """Return how many columns of tiles a panel may have, at least 1, so that a run stays below `max_bytes`.
 
@@ -92,6 +98,7 @@ def fit_panels(
         scale: How model pixels lie on the slide.
         max_bytes: What the process may hold.
         masks: What the truth and the region of interest take.
+        probabilities: Whether they are written, a byte for each pixel and class.
 
     Raises:
         OptionError: Not even panels of one column fit.
@@ -101,8 +108,9 @@ def fit_panels(
     loaded = sum(mask.loaded_bytes for mask in masks)
     fixed = measure_floor(session, (plan.batch_size, height, width, 3), loaded_bytes=loaded)
     fixed += SLACK_BYTES + max(_count_pipeline(plan, session, scale), PICTURE_BYTES)
-    fixed += OUTPUT_ROWS * plan.grid.x.length + sum(_count_mask(plan, mask) for mask in masks)
-    per_column = _count_column(plan, len(session.card.class_names), masks)
+    written = 1 + (len(session.card.class_names) if probabilities else 0)
+    fixed += OUTPUT_ROWS * plan.grid.x.length * written + sum(_count_mask(plan, mask) for mask in masks)
+    per_column = _count_column(plan, len(session.card.class_names), written, masks)
     columns = (max_bytes - fixed) // per_column
     if columns < 1:
         least = math.ceil((fixed + per_column) / MIB)
@@ -133,8 +141,11 @@ def _count_mask(plan: Plan, mask: Footprint) -> int:
     return mask.loaded_bytes + mask.reading_bytes + scored + width * (height + mask.column_bytes)
 
 
-def _count_column(plan: Plan, channels: int, masks: Sequence[Footprint]) -> int:
-    """Return the bytes that each column of tiles adds to a panel: its share of a row of tiles."""
+def _count_column(plan: Plan, channels: int, written: int, masks: Sequence[Footprint]) -> int:
+    """Return the bytes that each column of tiles adds to a panel: its share of a row of tiles.
+
+    A band of labels, and of probabilities, is there twice while its parts are joined.
+    """
     x, y = plan.grid.x, plan.grid.y
     masked = sum(y.step + mask.column_bytes for mask in masks)
-    return x.step * (2 * y.fade * (channels + 1) * 4 + 2 * y.step + masked)
+    return x.step * (2 * y.fade * (channels + 1) * 4 + 2 * y.step * written + masked)

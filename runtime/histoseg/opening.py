@@ -13,6 +13,7 @@ from histoseg.cancel import check_cancel
 from histoseg.errors import OptionError, SlideError
 from histoseg.live import LiveSlide, open_reader
 from histoseg.options import RunOptions, check_options
+from histoseg.outputs.dicomseg import check_dicom
 from histoseg.planning import plan_run, scale_slide
 from histoseg.roi import Roi, open_roi
 from histoseg.slide import FileSlide, ScaledSlide, Slide, open_slide
@@ -68,6 +69,8 @@ def open_run(
     check_cancel(cancel, "the slide was opened")
     with ExitStack() as stack:
         opened = _enter_slide(stack, slide, session)
+        if options.dicom_seg:
+            check_dicom(opened)
         options = _settle_options(opened, options)
         scaled = scale_slide(opened, session, options)
         l0_size = opened.level_sizes[0]

@@ -31,6 +31,10 @@ class RunOptions:
     readers: int | None = None
     max_memory: int | None = None
     """Bytes; where the slide's whole width needs more, it is run in panels."""
+    probabilities: bool = False
+    """Write `probabilities.tif`."""
+    dicom_seg: bool = False
+    """Write `segmentation.dcm`, of DICOM slides; needs `histoseg[dicom]`."""
     objects: bool = True
     """Write `objects.geojson.gz`."""
     min_area_um2: float = 0.0

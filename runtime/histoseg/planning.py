@@ -100,7 +100,14 @@ def plan_run(
     )
     if options.max_memory is not None:
         masks = [mask.footprint for mask in (roi, truth) if mask]
-        columns = fit_panels(plan, session, slide.scale, max_bytes=options.max_memory, masks=masks)
+        columns = fit_panels(
+            plan,
+            session,
+            slide.scale,
+            max_bytes=options.max_memory,
+            masks=masks,
+            probabilities=options.probabilities,
+        )
         plan = replace(plan, panel_columns=columns)
     return tissue, plan
 

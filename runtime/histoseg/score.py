@@ -137,19 +137,20 @@ class ThresholdSweep:
 
     def __init__(self) -> None:
         """Start at zero."""
-        self._counts = np.zeros((2, SWEEP_STEPS + 1), np.int64)
+        self.counts = np.zeros((2, SWEEP_STEPS + 1), np.int64)
+        """Pixels by true class and step of the probability."""
 
     def add(self, truth: Labels, probability: Floats) -> None:
         """Count the class-1 probabilities of pixels of known class, two arrays of one shape."""
         # a probability that float32 rounds to just below a step belongs to the step
         steps = np.clip(probability * np.float32(SWEEP_STEPS) + np.float32(1e-4), 0, SWEEP_STEPS)
         counts = count_bytes(truth * np.uint8(SWEEP_STEPS + 1) + steps.astype(np.uint8))
-        self._counts += counts[: self._counts.size].reshape(self._counts.shape)
+        self.counts += counts[: self.counts.size].reshape(self.counts.shape)
 
     def report(self) -> list[dict[str, float | None]]:
         """Return threshold, dice, precision and recall of class 1 for thresholds 0.05 to 0.95."""
-        from_here = self._counts[:, ::-1].cumsum(axis=1)[:, ::-1]  # pixels at or above each step
-        positive = self._counts[1].sum()
+        from_here = self.counts[:, ::-1].cumsum(axis=1)[:, ::-1]  # pixels at or above each step
+        positive = self.counts[1].sum()
         rows: list[dict[str, float | None]] = []
         for step in range(5, SWEEP_STEPS - 4, 5):
             hits, predicted = from_here[1, step], from_here[:, step].sum()
@@ -192,6 +193,11 @@ class TruthScore:
             if not band.covered.all():
                 second = np.where(band.covered, second, skipped)
             self._sweep.add(truth[chosen], second[chosen])
+
+    @property
+    def counts(self) -> dict[str, NDArray[np.int64]]:
+        """All that was counted so far, by name; to be written to, where a run goes on."""
+        return {"confusion": self._confusion.counts} | ({"sweep": self._sweep.counts} if self._sweep else {})
 
     def report(self) -> dict[str, Any]:
         """Return the scores, see `score_confusion`, and `thresholds` for two classes."""

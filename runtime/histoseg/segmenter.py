@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from histoseg.arrays import Floats, Labels
     from histoseg.blend import Band
     from histoseg.card import ModelCard
+    from histoseg.progress import RunProgress
     from histoseg.slide import Slide
 
 Progress = Callable[[int, int, float], None]
@@ -130,11 +131,15 @@ class Segmenter:
         *,
         truth: str | Path | None = None,
         roi: str | Path | None = None,
+        overwrite: bool = False,
         on_progress: Progress | None = None,
         cancel: Event | None = None,
         deadline_seconds: float | None = None,
     ) -> dict[str, Any]:
         """Segment one slide into `out/<name>/`, which appears whole or not at all, and return its report.
+
+        A result of the very same model, slide file and options that is there already is returned as it is,
+        with `skipped`. A run of a file that was killed, cancelled or late goes on where it stopped.
 
         Args:
             slide: A file that OpenSlide reads; or an open slide: a `LiveSlide`, what `open_slide` gives, or
@@ -142,6 +147,7 @@ class Segmenter:
             out: Folder for results; it is made when it is missing.
             truth: A mask or annotations to score against.
             roi: A mask or annotations outside of which all is background.
+            overwrite: Run from the beginning, whatever there is.
             on_progress: See `Progress`; what it raises stops the run.
             cancel: Once it is set, from any thread, the run stops within one batch, its threads joined.
             deadline_seconds: From now on; a run that is not done by then stops in the same way.
@@ -163,7 +169,8 @@ class Segmenter:
                 self._options,
                 truth=truth,
                 roi=roi,
-                on_tiles=_time_tiles(on_progress),
+                overwrite=overwrite,
+                on_progress=_forward(on_progress),
                 cancel=stop,
             )
 
@@ -318,6 +325,12 @@ class _Job:
     ended: Event = field(default_factory=Event)
 
 
+def _forward(on_progress: Progress | None) -> Callable[[RunProgress], None] | None:
+    if on_progress is None:
+        return None
+    return lambda progress: on_progress(progress.done, progress.known, progress.seconds)
+
+
 def _time_tiles(on_progress: Progress | None) -> Callable[[int, int], None] | None:
     if on_progress is None:
         return None
@@ -329,7 +342,7 @@ def _join_parts(parts: Iterator[Band], labeller: Labeller, run: OpenRun, probabi
     """Return the parts of one band side by side."""
     labels, values, m_corners = [], [], []
     for part in parts:
-        labels.append(labeller.label(iter((part,)))[1])
+        labels.append(labeller.label(iter((part,))).labels)
         m_corners.append((part.m_x, part.m_y))
         if probabilities:
             values.append(part.probabilities)

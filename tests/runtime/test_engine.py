@@ -195,6 +195,29 @@ def test_panels_change_no_byte(
     assert cut.tobytes() == whole.tobytes()
 
 
+@pytest.mark.parametrize("blend", ["cosine", "crop", "gaussian", "constant"])
+@given(
+    panel=st.sampled_from([None, 1, 2, 5]),
+    more=st.integers(0, 40),
+    every=st.integers(1, 3),
+    share=st.floats(0, 1),
+)
+@settings(max_examples=10)
+def test_bands_that_are_done_are_left_out_and_change_no_byte_of_the_others(
+    open_model, blend: str, panel: int | None, more: int, every: int, share: float
+) -> None:
+    session, slide = open_model("unet"), scaled_array(noise(240, 130))
+    plan = some_tiles(plan_all(slide, session, blend=blend, more=more), every)
+    plan = dataclasses.replace(plan, panel_columns=panel)
+    whole = list(iter_bands(slide, session, plan))
+    done = round(share * len(whole))
+    rest = list(iter_bands(slide, session, dataclasses.replace(plan, done=done)))
+    assert [(band.m_x, band.m_y) for band in rest] == [(band.m_x, band.m_y) for band in whole[done:]]
+    for band, expected in zip(rest, whole[done:], strict=True):
+        assert band.probabilities.tobytes() == expected.probabilities.tobytes()
+        assert band.covered.tobytes() == expected.covered.tobytes()
+
+
 @given(st.integers(1, 200), st.integers(1, 200), st.data())
 @settings(max_examples=25)
 def test_bands_cover_every_row_once_and_skipped_tiles_become_background(

@@ -25,6 +25,7 @@ from histoseg.errors import (
 )
 from histoseg.job import segment_slide
 from histoseg.options import RunOptions
+from histoseg.progress import RunProgress
 from histoseg.session import open_session
 from histoseg.slide import ArraySlide, FileSlide
 
@@ -153,7 +154,7 @@ def test_a_rerun_gives_the_same_bytes(
     session = open_model("unet")
     segment_slide(small_slide, session, tmp_path, ALL)
     first = (tmp_path / "small" / "labels.tif").read_bytes()
-    segment_slide(small_slide, session, tmp_path, options)
+    assert "skipped" not in segment_slide(small_slide, session, tmp_path, options, overwrite=True)
     assert (tmp_path / "small" / "labels.tif").read_bytes() == first
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
@@ -191,7 +192,7 @@ def test_a_cancelled_run_leaves_nothing_behind(open_model, small_slide: Path, tm
     cancel = threading.Event()
     with pytest.raises(CancelledError, match=r"cancelled after \d+ of \d+ tiles"):
         segment_slide(
-            small_slide, open_model("conv"), tmp_path, ALL, cancel=cancel, on_tiles=lambda *_: cancel.set()
+            small_slide, open_model("conv"), tmp_path, ALL, cancel=cancel, on_progress=lambda _: cancel.set()
         )
     assert tree(tmp_path) == {}
 
@@ -229,13 +230,13 @@ def test_a_run_cancelled_after_its_last_tile_draws_no_overlay(open_model, tmp_pa
     slide = CancellingSlide(np.full((100, 100, 3), 90, np.uint8), threading.Event(), 0)
     reads = []
 
-    def note(done: int, total: int) -> None:
-        if done == total:
+    def note(progress: RunProgress) -> None:
+        if progress.done == progress.known:
             reads.append(slide.reads)
             cancel.set()
 
     with pytest.raises(CancelledError, match="cancelled"):
-        segment_slide(slide, open_model("conv"), tmp_path, ALL, cancel=cancel, on_tiles=note)
+        segment_slide(slide, open_model("conv"), tmp_path, ALL, cancel=cancel, on_progress=note)
     assert reads == [slide.reads]
     assert tree(tmp_path) == {}
 
@@ -263,7 +264,7 @@ def test_progress_reaches_the_total(open_model, small_slide: Path, tmp_path: Pat
         small_slide,
         open_model("threshold"),
         tmp_path,
-        on_tiles=lambda done, total: seen.append((done, total)),
+        on_progress=lambda progress: seen.append((progress.done, progress.known)),
     )
     assert seen[-1] == (report["tiles"]["run"], report["tiles"]["run"])
 
@@ -302,7 +303,7 @@ def test_the_folder_appears_only_when_all_is_in_it(open_model, small_slide: Path
         small_slide,
         open_model("threshold"),
         tmp_path / "a" / "b",
-        on_tiles=lambda done, total: seen.append((tmp_path / "a" / "b" / "small").exists()),
+        on_progress=lambda _: seen.append((tmp_path / "a" / "b" / "small").exists()),
     )
     assert seen
     assert not any(seen)
@@ -313,17 +314,17 @@ class StopError(Exception):
     pass
 
 
-def stop(done: int, total: int) -> None:
+def stop(progress: RunProgress) -> None:
     raise StopError
 
 
 def test_a_run_that_fails_leaves_nothing_behind(open_model, small_slide: Path, tmp_path: Path) -> None:
     with pytest.raises(StopError):
-        segment_slide(small_slide, open_model("threshold"), tmp_path / "new" / "deep", on_tiles=stop)
+        segment_slide(small_slide, open_model("threshold"), tmp_path / "new" / "deep", on_progress=stop)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "mine").mkdir()
     with pytest.raises(StopError):
-        segment_slide(small_slide, open_model("threshold"), tmp_path / "mine", on_tiles=stop)
+        segment_slide(small_slide, open_model("threshold"), tmp_path / "mine", on_progress=stop)
     assert tree(tmp_path) == {"mine": None}
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("histoseg-")]
 
@@ -334,7 +335,7 @@ def test_a_rerun_that_fails_keeps_the_results_there_were(
     segment_slide(small_slide, open_model("threshold"), tmp_path)
     before = tree(tmp_path)
     with pytest.raises(StopError):
-        segment_slide(small_slide, open_model("threshold"), tmp_path, on_tiles=stop)
+        segment_slide(small_slide, open_model("threshold"), tmp_path, overwrite=True, on_progress=stop)
     assert tree(tmp_path) == before
 
 
@@ -542,3 +543,46 @@ def test_a_slide_opened_in_another_colour_space_is_refused(
         ):
             segment_slide(slide, session, tmp_path / "b", ALL)
     assert not (tmp_path / "b").exists()
+
+
+# optional outputs
+
+
+@pytest.mark.parametrize("name", ["unet", "constant"])
+def test_probabilities_are_what_the_labels_come_from(
+    open_model, small_slide: Path, tmp_path: Path, name: str
+) -> None:
+    """They agree with the stream, pixel for pixel; also where a run of panels was stopped and went on."""
+    options = RunOptions(probabilities=True, batch_size=1)
+    session = open_model(name)
+    segment_slide(small_slide, session, tmp_path, options)
+    written = tifffile.imread(tmp_path / "small" / "probabilities.tif")
+    classes = len(session.card.class_names)
+    written = written[None] if written.ndim == 2 else written
+    assert written.shape == (classes if classes > 2 else 1, 620, 700)
+    with histoseg.Segmenter(session, options=options) as segmenter:
+        bands = [band.probabilities for band in segmenter.stream(small_slide, probabilities=True)]
+    values = np.moveaxis(np.concatenate(bands), -1, 0)[-len(written) :]
+    np.testing.assert_array_equal(written, np.rint(values * np.float32(255)).astype(np.uint8))
+
+
+def test_probabilities_survive_a_stop_and_panels(
+    monkeypatch: pytest.MonkeyPatch, open_model, small_slide: Path, tmp_path: Path
+) -> None:
+    session, options = open_model("unet"), RunOptions(probabilities=True, batch_size=1, tissue=False)
+    segment_slide(small_slide, session, tmp_path / "whole", options)
+    monkeypatch.setattr("histoseg.planning.fit_panels", lambda *_, **__: 3)
+    options = dataclasses.replace(options, max_memory=1 << 40)
+    seen = []
+
+    def stop_once(progress: RunProgress) -> None:
+        seen.append(progress.done)
+        if len(seen) == 40:
+            raise StopError
+
+    with pytest.raises(StopError):
+        segment_slide(small_slide, session, tmp_path / "cut", options, on_progress=stop_once)
+    report = segment_slide(small_slide, session, tmp_path / "cut", options, on_progress=stop_once)
+    assert report["resumed_bands"] > 0
+    name = "small/probabilities.tif"
+    assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

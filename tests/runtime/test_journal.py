@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from histoseg.errors import OutputError
 from histoseg.journal import Journal
@@ -67,8 +68,10 @@ def test_another_run_begins_afresh_and_says_what_changed(tmp_path: Path) -> None
     with Journal(tmp_path / "j", other) as journal:
         assert journal.changed == ("model",)
         assert list(journal.replay()) == []
+        journal.append({"number": np.array(7)})
     with Journal(tmp_path / "j", RUN) as journal:
         assert journal.changed == ("model",)
+        journal.append({"number": np.array(8)})
     with Journal(tmp_path / "j", RUN) as journal:
         assert journal.changed == ()
 
@@ -90,3 +93,43 @@ def test_a_full_disk_is_told_of_in_one_line() -> None:
         pytest.skip("no /dev/full here")
     with pytest.raises(OutputError, match="make room"):
         Journal(full, RUN)
+
+
+def test_a_journal_without_a_frame_is_not_kept(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j", RUN) as journal:
+        assert list(journal.replay()) == []
+        assert (tmp_path / "j").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_layout_of_the_run_that_began_stands(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j", RUN, {"panel_columns": 3}) as journal:
+        journal.append({"number": np.array(0)})
+    with Journal(tmp_path / "j", RUN, {"panel_columns": 4}) as journal:
+        assert journal.layout == {"panel_columns": 3}
+    with Journal(tmp_path / "j", {**RUN, "model": "new"}, {"panel_columns": 4}) as journal:
+        assert journal.layout == {"panel_columns": 4}
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=9),
+        hnp.arrays(
+            st.sampled_from([np.uint8, np.int64, np.float32]),
+            hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6),
+        ),
+        max_size=4,
+    )
+)
+def test_arrays_come_back_as_they_were(
+    tmp_path_factory: pytest.TempPathFactory, arrays: dict[str, np.ndarray]
+) -> None:
+    path = tmp_path_factory.mktemp("journal") / "j"
+    with Journal(path, RUN) as journal:
+        journal.append(arrays)
+    with Journal(path, RUN) as journal:
+        (back,) = journal.replay()
+    assert back.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert (back[name].dtype, back[name].shape) == (array.dtype, array.shape)
+        assert back[name].tobytes() == array.tobytes()
