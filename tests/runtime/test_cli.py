@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from histoseg.card import card_to_text
-from histoseg.cli import expand_slides
+from histoseg.cli import command, expand_slides
 from histoseg.demo import write_pyramid
 from histoseg.errors import SlideError
 
@@ -109,7 +110,11 @@ def test_one_bad_slide_does_not_stop_the_others(
     assert "missing.svs" in finished.stderr
     assert "untiled.tif" in finished.stderr
     assert finished.stdout.startswith("small.tif: ")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["index.html", "small"]
+    names = ["index.html", "small", "summary.csv", "summary.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    table = finished.stdout[finished.stdout.index("2 of 3 slides failed") :]
+    assert "missing.svs  no such file" in table
+    assert "untiled.tif" in table
     page = (tmp_path / "out" / "index.html").read_text()
     for name in ("missing.svs", "untiled.tif", "small.tif"):
         assert name in page
@@ -161,6 +166,9 @@ def test_a_provider_that_is_not_here_ends_in_one_line(run, small_slide: Path, tm
         (["a/one.svs", "b/one.tif"], "would both write to the folder 'one'"),
         (["a.svs", "b.svs", "--truth", "mask.png"], "--truth is the truth of one slide"),
         (["SLIDE", "--demo"], "--demo"),
+        (["SLIDE", "--jobs", "0"], "--jobs"),
+        (["SLIDE", "--jobs", "2", "--dask", "tcp://127.0.0.1:1"], "--jobs is for this machine"),
+        (["a.svs", "b.svs", "--roi", "mask.png"], "--roi is a region of one slide"),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",
 )
@@ -218,7 +226,9 @@ def test_a_signal_ends_the_run_cleanly(
     assert "Traceback" not in stderr
     assert len(stderr.split("\n")) <= 3  # click breaks the line that ^C stands on
     assert stderr.split() in (["histoseg-run:", "terminated"], ["histoseg-run:", "interrupted"])
-    assert [path.name for path in tmp_path.iterdir()] == ["long.tif"]
+    left = {path.name for path in tmp_path.rglob("*")}
+    # the journal, from which the same command goes on, if there was anything to write into it
+    assert left in ({"long.tif"}, {"long.tif", "out", ".long.part", ".journal"})
 
 
 def test_help_names_the_outputs_and_examples(run_command: Callable) -> None:
@@ -236,6 +246,14 @@ def test_help_names_the_outputs_and_examples(run_command: Callable) -> None:
         "Research use",
     ):
         assert word in finished.stdout
+
+
+def test_the_help_fits_a_screen_and_forgets_no_option(run_command: Callable) -> None:
+    lines = run_command("histoseg-run", "--help", env={"COLUMNS": "100"}).stdout.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 100
+    flags = {flag for option in command.params if option.name != "slides" for flag in option.opts}
+    assert {flag for flag in flags if not any(flag in line for line in lines)} == set()
 
 
 def test_the_version_is_the_packages(run_command: Callable) -> None:
@@ -307,7 +325,8 @@ def test_a_name_that_is_no_text_stops_nothing(
     finished = run_command("histoseg-run", odd, small_slide, "-o", tmp_path / "out", "-m", model, env=strict)
     assert (finished.returncode, finished.stderr) == (0, "")
     assert r"b\udce9d.tif" in finished.stdout
-    assert len(list((tmp_path / "out").iterdir())) == 3
+    assert len([path for path in (tmp_path / "out").iterdir() if path.is_dir()]) == 2
+    assert r"b\udce9d.tif" in (tmp_path / "out" / "summary.csv").read_text("utf-8")
 
 
 def test_the_share_is_that_of_the_region(run, small_slide: Path, tmp_path: Path) -> None:
@@ -318,3 +337,106 @@ def test_the_share_is_that_of_the_region(run, small_slide: Path, tmp_path: Path)
     )
     assert " % of the slide (" in run(small_slide, "-o", "whole").stdout
     assert " % of the region (" in run(small_slide, "-o", "part", "--roi", "roi.geojson").stdout
+
+
+# many slides
+
+
+@pytest.fixture
+def folder(shared_data: Path, small_slide: Path, tmp_path: Path) -> Path:
+    """Two slides and one that does not open."""
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    for name in ("b.tif", "a.tif"):
+        shutil.copy(small_slide, slides / name)
+    shutil.copy(shared_data / "bad_slides" / "lfs-pointer.ndpi", slides)
+    return slides
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_folder_becomes_a_summary(run, folder: Path, tmp_path: Path) -> None:
+    finished = run(folder, "-o", "out")
+    assert finished.returncode == 1
+    rows = read_rows(tmp_path / "out" / "summary.csv")
+    assert [(row["folder"], row["status"]) for row in rows] == [
+        ("a", "done"), ("b", "done"), ("lfs-pointer", "failed"),
+    ]  # fmt: skip
+    assert "Git LFS pointer" in rows[2]["reason"]
+    report = json.loads((tmp_path / "out" / "a" / "report.json").read_text())
+    assert float(rows[0]["mm2_nucleus"]) == pytest.approx(report["classes"][1]["area_mm2"], abs=1e-6)
+
+
+def test_a_rerun_skips_what_is_finished_unless_it_is_told_not_to(run, folder: Path, tmp_path: Path) -> None:
+    run(folder, "-o", "out")
+    before = (tmp_path / "out" / "a" / "report.json").stat().st_mtime_ns
+    first = read_rows(tmp_path / "out" / "summary.csv")
+    again = run(folder, "-o", "out")
+    assert again.returncode == 1
+    assert again.stdout.count("finished before") == 2
+    second = read_rows(tmp_path / "out" / "summary.csv")
+    assert [row["status"] for row in second] == ["skipped", "skipped", "failed"]
+    assert [row["seconds"] for row in second[:2]] == [row["seconds"] for row in first[:2]]
+    assert (tmp_path / "out" / "a" / "report.json").stat().st_mtime_ns == before
+    run(folder, "-o", "out", "--overwrite")
+    assert (tmp_path / "out" / "a" / "report.json").stat().st_mtime_ns > before
+
+
+def test_json_is_one_event_a_line_and_nothing_else(run, folder: Path) -> None:
+    finished = run(folder, "-o", "out", "--json")
+    events = [json.loads(line) for line in finished.stdout.splitlines()]
+    kinds = [event["event"] for event in events if event["event"] != "tiles"]
+    assert kinds == ["start", "slide", "done", "slide", "done", "slide", "failed", "end"]
+    assert events[-1]["code"] == finished.returncode == 1
+    assert events[-1]["summary"] == str(Path("out") / "summary.csv")
+    assert [event["index"] for event in events if event["event"] == "slide"] == [0, 1, 2]
+
+
+def test_quiet_says_failures_alone(run, folder: Path) -> None:
+    finished = run(folder, "-o", "out", "--quiet")
+    assert finished.stdout == ""
+    assert finished.stderr.count("\n") == 1
+    assert "lfs-pointer.ndpi" in finished.stderr
+
+
+def test_a_folder_of_truths_scores_each_slide(run, folder: Path, small_slide: Path, tmp_path: Path) -> None:
+    (folder / "lfs-pointer.ndpi").unlink()
+    (tmp_path / "truths").mkdir()
+    for name in ("a.png", "b.png"):
+        shutil.copy(small_slide.with_name("truth.png"), tmp_path / "truths" / name)
+    assert run(folder, "-o", "out", "--truth", "truths").returncode == 0
+    rows = read_rows(tmp_path / "out" / "summary.csv")
+    assert 0.1 < float(rows[0]["dice_nucleus"]) < 1
+    (tmp_path / "truths" / "b.png").unlink()
+    check_refusal(run(folder, "-o", "out", "--truth", "truths"), 2, "holds none for b")
+
+
+def test_results_are_the_same_from_several_processes(run, folder: Path, tmp_path: Path) -> None:
+    assert run(folder, "-o", "one").returncode == 1
+    assert run(folder, "-o", "two", "--jobs", "2").returncode == 1
+    for name in ("labels.tif", "objects.geojson.gz", "overlay.png", "tissue.png"):
+        for slide in ("a", "b"):
+            one, two = (tmp_path / out / slide / name for out in ("one", "two"))
+            assert one.read_bytes() == two.read_bytes(), name
+    one, two = (read_rows(tmp_path / out / "summary.csv") for out in ("one", "two"))
+    for row in (*one, *two):
+        row.pop("seconds")
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("arguments", "model", "code", "said"),
+    [
+        ([], "bad_card.onnx", 1, "spacing_um_px"),
+        (["--overlap", "64"], "threshold.onnx", 2, "expected 0"),
+        (["--dask", "tcp://127.0.0.1:1"], "missing.onnx", 1, "no such model file"),
+    ],
+)
+def test_what_fits_no_slide_ends_in_one_line(
+    run, folder: Path, tmp_path: Path, arguments: list[str], model: str, code: int, said: str
+) -> None:
+    check_refusal(run(folder, "-o", "out", *(arguments or ["--jobs", "2"]), model=model), code, said)
+    assert not (tmp_path / "out").exists()
