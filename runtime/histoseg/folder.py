@@ -1,4 +1,8 @@
-"""A folder of results that appears whole or not at all, and is written by one run at a time."""
+"""A folder of results that appears whole or not at all, and is written by one run at a time.
+
+Results are written into `.<name>.part` beside the folder. While an older result gives way to a new one, it is
+called `.<name>.old` for a moment.
+"""
 
 from __future__ import annotations
 
@@ -7,74 +11,184 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from histoseg.errors import HistosegError, OutputError, RoiError, SlideError, TruthError
-from histoseg.owner import OWNER_NAME, is_owned, name_owner, write_owner
+from histoseg.errors import HistosegError, OutputError, RoiError, TruthError
+from histoseg.folderlock import OutputInUseError, lock_folder
+from histoseg.owner import OWNER_NAME
+
+__all__ = ["REPORT_NAME", "HeldFolder", "OutputInUseError", "hold_folder", "make_folder", "sync_folder"]
 
 REPORT_NAME = "report.json"
 # A journal does not help against what a run was given.
-HOPELESS = (SlideError, TruthError, RoiError)
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+HOPELESS = (TruthError, RoiError)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def make_folder(
-    final: Path,
-    names: Collection[str],
-    *,
-    report: str = REPORT_NAME,
-    journal: str | None = None,
-    fresh: bool = False,
-) -> Iterator[Path]:
+def make_folder(final: Path, names: Collection[str], *, report: str = REPORT_NAME) -> Iterator[Path]:
     """Yield a folder that becomes `final` when the block succeeds and vanishes when it fails.
 
     Args:
         final: The folder to be.
         names: The files that a result may hold. An older result is replaced when it holds no others.
         report: The JSON file by which a result is known; its object has the key `histoseg`.
-        journal: A file that outlives a failure which is not the input's, for the next run to go on from; it
-            is no part of the result.
-        fresh: Drop what an earlier run has left of it.
 
     Raises:
         OutputError: `final` is, or holds, somebody else's; or cannot be written; or another run writes it.
     """
-    final = final.resolve()  # a link keeps leading where it led
-    names = {*names, journal} if journal else names
-    _refuse_foreign(final, names, report)
-    part, old = final.with_name(f".{final.name}.part"), final.with_name(f".{final.name}.old")
-    made = _missing_parents(final)
-    with ExitStack() as stack:
+    with hold_folder(final, names, report=report) as held:
+        held.empty()
+        yield held.part
+        held.publish()
+
+
+@dataclass
+class HeldFolder:
+    """A folder of results that nobody else writes meanwhile."""
+
+    final: Path
+    """What it is called once it is whole."""
+    part: Path
+    """Where it is written; what an earlier run has left may be in it."""
+    names: frozenset[str]
+    report: str
+    journal: str | None
+    is_published: bool = False
+
+    def empty(self, keep: str | None = None) -> None:
+        """Remove what an earlier run has left, but for the file of one name."""
+        for path in self.part.iterdir():
+            if path.name not in (keep, OWNER_NAME):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    def publish(self) -> None:
+        """Give what was written its name, in the place of an older result.
+
+        All is on the disk before: a power cut keeps a rename, not data. The journal goes when only names are
+        left to change; a run that is killed then leaves a whole result under the wrong name.
+
+        Raises:
+            OutputError: Somebody else's files lie there by now.
+            OSError: It cannot be renamed.
+        """
+        refuse_foreign(self.final, self.names, self.report)
+        _sync_files(self.part)
+        for name in (OWNER_NAME, self.journal):
+            if name is not None:
+                (self.part / name).unlink(missing_ok=True)
+        sync_folder(self.part)
+        replaced = self.final.exists()
+        if replaced:
+            self.final.rename(self._old)
+        self.part.replace(self.final)
+        self.is_published = True
+        sync_folder(self.final.parent)
+        if replaced:
+            shutil.rmtree(self._old, ignore_errors=True)
+
+    def recover(self) -> None:
+        """Give an earlier result its name back, or remove what is left of it, after a kill in `publish`."""
+        if not self._old.is_dir():
+            return
+        if not self.final.exists() and _is_result(self._old, self.report):
+            self._old.rename(self.final)
+        elif {path.name for path in self._old.iterdir()} <= self.names:
+            shutil.rmtree(self._old, ignore_errors=True)
+
+    def give_up(self, error: BaseException) -> None:
+        """Leave the journal, if it may help, and else nothing."""
+        self.recover()
+        kept = None if isinstance(error, HOPELESS) else self.journal
+        with suppress(OSError):
+            if kept is not None and (self.part / kept).exists():
+                self.empty(kept)
+                return
+        shutil.rmtree(self.part, ignore_errors=True)
+
+    @property
+    def _old(self) -> Path:
+        return self.final.with_name(f".{self.final.name}.old")
+
+
+@contextmanager
+def hold_folder(
+    final: Path, names: Collection[str], *, report: str = REPORT_NAME, journal: str | None = None
+) -> Iterator[HeldFolder]:
+    """Yield a folder that may be written and published; unless it is, nothing changes but what is in it.
+
+    Args:
+        final: The folder to be.
+        names: The files that a result may hold.
+        report: The JSON file by which a result is known; its object has the key `histoseg`.
+        journal: A file that outlives a failure which is not the input's, for the next run to go on from; it
+            is no part of the result.
+
+    Raises:
+        OutputError: `final` is, or holds, somebody else's; or cannot be written; or another run writes it.
+    """
+    final = _resolve(final)
+    known = frozenset({*names, journal} - {None}) if journal else frozenset(names)
+    refuse_foreign(final, known, report)
+    held = HeldFolder(final, final.with_name(f".{final.name}.part"), known, report, journal)
+    made = _missing_folders(held.part)
+    with _naming_errors(held):
         try:
-            stack.enter_context(_hold_folder(part, final, keep=None if fresh else journal))
-            _restore(old, final)  # a run was killed between the two renames of `_replace_folder`
-            yield part
-            _refuse_foreign(final, names, report)
-            (part / OWNER_NAME).unlink()
-            _sync_files(part)
-            _replace_folder(part, final, old)
-        except OutputInUseError:
+            with lock_folder(held.part, final):
+                try:
+                    held.recover()
+                    refuse_foreign(final, known, report)
+                    yield held
+                except BaseException as error:
+                    held.give_up(error)
+                    raise
+                finally:
+                    if not held.is_published:
+                        (held.part / OWNER_NAME).unlink(missing_ok=True)
+        finally:
+            for folder in made:
+                with suppress(OSError):
+                    folder.rmdir()  # only where it is empty
+
+
+@contextmanager
+def _naming_errors(held: HeldFolder) -> Iterator[None]:
+    """Say of an error of writing here what it means."""
+    try:
+        yield
+    except HistosegError:
+        raise
+    except OSError as error:
+        if not _is_ours(error, held.part):
             raise
-        except BaseException as error:
-            _restore(old, final)
-            _give_up(part, made, None if isinstance(error, HOPELESS) else journal)
-            if isinstance(error, OSError) and not isinstance(error, HistosegError) and _is_ours(error, part):
-                raise OutputError(
-                    f"{final}: cannot be written ({error.strerror or error}); {_advise(error)}"
-                ) from error
-            raise
-    if journal is not None:
-        (final / journal).unlink(missing_ok=True)  # only now that nothing can be lost any more
+        advice = "make room, or choose another -o" if error.errno in NO_ROOM else "choose another -o"
+        raise OutputError(f"{held.final}: cannot be written ({error.strerror or error}); {advice}") from error
 
 
-class OutputInUseError(OutputError):
-    """Another run writes the same results."""
+def _is_ours(error: OSError, part: Path) -> bool:
+    """Whether it came of writing here, and not of a slide or of a caller's function."""
+    name = error.filename if isinstance(error.filename, str | os.PathLike) else ""
+    return error.errno in NO_ROOM or Path(name).is_relative_to(part.parent)
 
 
-def _refuse_foreign(final: Path, names: Collection[str], report: str) -> None:
-    """Refuse a folder that is not, or not only, a result of this package."""
+def _resolve(final: Path) -> Path:
+    """Return the folder that a path leads to: a link keeps leading where it led."""
+    try:
+        return final.resolve()
+    except (RuntimeError, OSError) as error:  # a loop of links: which of the two depends on Python
+        raise OutputError(
+            f"{final}: cannot be written (its links lead in a circle); choose another -o"
+        ) from error
+
+
+def refuse_foreign(final: Path, names: Collection[str], report: str = REPORT_NAME) -> None:
+    """Refuse a folder that is not, or not only, a result of this package.
+
+    Raises:
+        OutputError: It holds somebody else's files.
+    """
     if not final.exists():
         return
     if not _is_result(final, report):
@@ -97,110 +211,27 @@ def _is_result(folder: Path, report: str) -> bool:
     return isinstance(document, dict) and "histoseg" in document
 
 
-@contextmanager
-def _hold_folder(part: Path, final: Path, keep: str | None) -> Iterator[None]:
-    """Make `part` empty, but for one file, and keep other runs out of it.
-
-    The lock is on the folder itself, so that none is left behind; it ends with the process. Where there are
-    no locks, the owner that the folder names holds it for as long as it lives.
-    """
-    part.mkdir(parents=True, exist_ok=True)
-    try:
-        handle = _lock(part)
-        if handle is None and is_owned(part):
-            raise BlockingIOError
-    except BlockingIOError as error:
-        raise OutputInUseError(
-            f"{final}: {name_owner(part)} is writing it, expected one run at a time; wait for it, or choose "
-            "another -o"
-        ) from error
-    try:
-        empty_folder(part, keep)
-        write_owner(part)
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
-
-
-def _lock(folder: Path) -> int | None:
-    """Return a handle that holds the folder for this process; `None` where the system has no locks.
-
-    Raises:
-        BlockingIOError: Another process holds it.
-    """
-    if os.name != "posix":
-        return None
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if folder.stat().st_ino == os.fstat(handle).st_ino:
-            return handle
-    except FileNotFoundError:
-        pass  # the other run has just ended, and its folder has its final name
-    except OSError as error:
-        os.close(handle)
-        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EBADF):
-            return None
-        raise
-    os.close(handle)
-    raise BlockingIOError(f"{folder} has just become another run's result")
-
-
-def _is_ours(error: OSError, part: Path) -> bool:
-    """Whether it came of writing here, and not of a slide or of a caller's function."""
-    name = error.filename if isinstance(error.filename, str | os.PathLike) else ""
-    return error.errno in _NO_ROOM or Path(name).is_relative_to(part.parent)
-
-
-def _replace_folder(part: Path, final: Path, old: Path) -> None:
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    part.replace(final)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _restore(old: Path, final: Path) -> None:
-    """Give an earlier result its name back."""
-    if old.exists() and not final.exists():
-        old.rename(final)
-
-
-def empty_folder(folder: Path, keep: str | None = None) -> None:
-    """Remove what is in a folder, but for the file of one name."""
-    for path in folder.iterdir():
-        if path.name != keep:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
 def _sync_files(folder: Path) -> None:
-    """Let what was written be on the disk before it gets its name: a power cut keeps a rename, not data."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
 
 
-def _advise(error: OSError) -> str:
-    return (
-        "make room and run it again, or choose another -o" if error.errno in _NO_ROOM else "choose another -o"
-    )
-
-
-def _give_up(part: Path, made: list[Path], keep: str | None) -> None:
-    """Leave the file of one name, if it is there, and else nothing."""
-    if keep is not None and (part / keep).exists():
-        empty_folder(part, keep)
+def sync_folder(folder: Path) -> None:
+    """Let a power cut forget no name in a folder, where the system can do that."""
+    if os.name != "posix":
         return
-    shutil.rmtree(part, ignore_errors=True)
-    for folder in made:
-        with suppress(OSError):
-            folder.rmdir()  # only where it is empty
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
 
 
-def _missing_parents(path: Path) -> list[Path]:
-    """Return the parents that do not exist yet, innermost first."""
-    return [folder for folder in path.parents if not folder.exists()]
+def _missing_folders(path: Path) -> list[Path]:
+    """Return what does not exist yet of a folder and its parents, innermost first."""
+    return [folder for folder in (path, *path.parents) if not folder.exists()]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import histoseg
 from histoseg.card import card_to_text
+from histoseg.dicomseries import find_siblings
 from histoseg.folder import REPORT_NAME
+from histoseg.journal import ORDER, name_changes
 from histoseg.slide import FileSlide
 
 if TYPE_CHECKING:
@@ -19,10 +22,10 @@ if TYPE_CHECKING:
     from histoseg.session import Session
     from histoseg.slide import Slide
 
-# they change when a result is there, not what it is
-_NOT_OF_THE_RESULT = ("readers",)
-
+# they change how a run goes, not what it gives
+_NOT_OF_THE_RESULT = ("readers", "max_memory")
 _WORDS = {
+    "onnxruntime": "onnxruntime's version",
     "name": "the slide's name",
     "histoseg": "histoseg's version",
     "model": "the model",
@@ -41,6 +44,7 @@ def identify_run(
     *,
     truth: str | Path | None = None,
     roi: str | Path | None = None,
+    order: str | None = None,
 ) -> dict[str, Any] | None:
     """Return what the bytes of a result depend on, by name, as JSON values.
 
@@ -53,6 +57,7 @@ def identify_run(
         options: As a person gave them.
         truth: What the run is scored against.
         roi: Where it runs.
+        order: Names an order to run everything afresh, once.
 
     Returns:
         `None` for a slide that is no file, or cannot be looked at.
@@ -68,6 +73,7 @@ def identify_run(
     card = hashlib.sha256(card_to_text(session.card).encode()).hexdigest()
     run = {
         "name": slide.name if isinstance(slide, FileSlide) else Path(path).stem,
+        ORDER: order,
         "histoseg": histoseg.__version__,
         "model": session.sha256,
         "card": card,
@@ -79,19 +85,26 @@ def identify_run(
     return same
 
 
-def name_part(name: str) -> str:
-    """Return a name of what a run depends on in words; the others are options."""
-    return _WORDS.get(name, f"option {name}")
+def name_parts(names: Iterable[str]) -> str:
+    """Return names of what a run depends on in words; the others are options."""
+    return ", ".join(_WORDS.get(name, f"option {name}") for name in names)
 
 
-def find_finished(folder: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the report of a folder that holds the whole result of a run; `None` where it does not."""
+def find_finished(folder: Path, run: Mapping[str, Any], *, verify: bool = False) -> dict[str, Any] | None:
+    """Return the report of a folder that holds the whole result of a run; `None` where it does not.
+
+    Args:
+        folder: Where it would be.
+        run: See `identify_run`.
+        verify: Whether to compare what the files hold with what the report says.
+    """
     report = read_report(folder)
-    if report is None or report["run"] != run:
+    if report is None or name_changes(report["run"], run):
         return None
     files = report.get("files")
-    whole = isinstance(files, dict) and all((folder / name).is_file() for name in files)
-    return report if whole else None
+    if not isinstance(files, dict) or not all((folder / name).is_file() for name in files):
+        return None
+    return report if not verify or {**files} == hash_files(folder, files) else None
 
 
 def read_report(folder: Path) -> dict[str, Any] | None:
@@ -103,21 +116,30 @@ def read_report(folder: Path) -> dict[str, Any] | None:
     return report if isinstance(report, dict) and isinstance(report.get("run"), dict) else None
 
 
-def hash_files(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file in a folder whose name does not begin with a dot."""
+def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of files in a folder."""
     hashes = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith("."):
-            with path.open("rb") as file:
-                hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    for name in names:
+        with (folder / name).open("rb") as file:
+            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes
 
 
 def _stamp_slide(path: Path) -> list[Any]:
-    """Return the stamps of a slide's file, and of the folder beside it where MIRAX keeps the pixels."""
-    beside = path.with_suffix("")
-    inside = sorted(beside.rglob("*")) if path.suffix and beside.is_dir() else []
-    return [_stamp(path), *([file.name, _stamp(file)] for file in inside if file.is_file())]
+    """Return a stamp of all files that hold a slide."""
+    stamps = [[file.name, _stamp(file)] for file in _list_files(path)]
+    return [_stamp(path), len(stamps), hashlib.sha256(json.dumps(stamps).encode()).hexdigest()]
+
+
+def _list_files(path: Path) -> list[Path]:
+    """Return the files of a slide: most have one."""
+    suffix = path.suffix.lower()
+    if suffix == ".mrxs":  # MIRAX
+        return [path, *sorted(file for file in path.with_suffix("").rglob("*") if file.is_file())]
+    if suffix in (".vms", ".vmu"):  # Hamamatsu: the index names its pictures
+        words = re.findall(r"=\s*(\S[^\r\n]*)", path.read_text(encoding="latin-1"))
+        return [path, *(file for word in words if (file := path.with_name(word.strip())).is_file())]
+    return find_siblings(path)
 
 
 def _stamp(path: str | Path | None) -> list[int] | None:

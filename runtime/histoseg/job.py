@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from histoseg.engine import iter_rows
 from histoseg.errors import SlideError
-from histoseg.folder import REPORT_NAME, make_folder
-from histoseg.identity import find_finished, hash_files, identify_run, name_part, read_report
-from histoseg.journal import Journal, name_changes
+from histoseg.folder import REPORT_NAME, HeldFolder, hold_folder
+from histoseg.identity import find_finished, hash_files, identify_run, name_parts, read_report
+from histoseg.journal import DAMAGE, ORDER, Journal, name_changes
 from histoseg.labeller import Labeller
 from histoseg.live import LiveSlide
 from histoseg.opening import OpenRun, open_run
@@ -24,6 +25,7 @@ from histoseg.outputs.results import FILE_NAMES, Results
 from histoseg.outputs.tissue import write_tissue
 from histoseg.panels import join_panels
 from histoseg.progress import ProgressMeter, RunProgress
+from histoseg.providers import import_onnxruntime
 from histoseg.resuming import KeptRows
 from histoseg.runreport import describe_run
 from histoseg.session import Session
@@ -48,7 +50,7 @@ def segment_slide(  # noqa: PLR0913
     *,
     truth: str | Path | None = None,
     roi: str | Path | None = None,
-    overwrite: bool = False,
+    overwrite: bool | str = False,
     on_progress: Callable[[RunProgress], None] | None = None,
     on_note: Callable[[str], None] | None = None,
     cancel: Event | None = None,
@@ -68,7 +70,8 @@ def segment_slide(  # noqa: PLR0913
         truth: A mask or annotations to score against.
         roi: A mask or annotations outside of which all is background and nothing counts; it decides which
             tiles run, instead of tissue.
-        overwrite: Run from the beginning, whatever there is.
+        overwrite: Run from the beginning, whatever there is. A word instead of `True` names the order to do
+            so: what an earlier call with the same word has done stands.
         on_progress: Called at the start and after each batch, by this thread.
         on_note: Called with a sentence when the run goes on where another stopped, or begins afresh because
             something has changed.
@@ -88,21 +91,23 @@ def segment_slide(  # noqa: PLR0913
         OutputError: The results cannot be written.
     """
     clock, options, note = Stopwatch(), options or RunOptions(), on_note or (lambda _: None)
-    identity = identify_run(slide, session, options, truth=truth, roi=roi)
-    if identity is not None and not overwrite:
+    order = (uuid4().hex if overwrite is True else overwrite) or None
+    identity = identify_run(slide, session, options, truth=truth, roi=roi, order=order)
+    if identity is not None:
         found = find_finished(Path(out) / check_name(identity["name"]), identity)
         if found is not None:
             return found | {"skipped": True}
     opening = open_run(slide, session, options, truth=truth, roi=roi, picture=True, cancel=cancel)
-    with opening as run, _enter_folder(run, Path(out), identity, overwrite, note) as (folder, journal):
-        job = _Job(run, session, folder, journal, clock, cancel)
-        report = describe_run(run, session, truth=truth, roi=roi)
-        report |= job.write(on_progress or (lambda _: None), note) | {"run": identity}
-        if isinstance(run.slide.slide, LiveSlide):
-            report["slide"]["gap_px"] = run.slide.slide.gap_px or 0
-        write_report(folder / PAGE_NAME, report, session.card, job.glance(), job.mask)
-        report["files"] = hash_files(folder)
-        (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    with opening as run, _enter_folder(run, Path(out)) as held:
+        if identity is not None and (found := _find_under_lock(held, identity)):
+            return found | {"skipped": True}
+        held.empty(keep=JOURNAL_NAME if identity is not None else None)
+        with _open_journal(held, run, identity, note) as journal:
+            job = _Job(run, session, held.part, journal, clock, cancel)
+            report = describe_run(run, session, truth=truth, roi=roi) | {"run": identity}
+            report |= job.write(on_progress or (lambda _: None), note)
+            _finish(held.part, report, job, session)
+        held.publish()
     return report
 
 
@@ -117,31 +122,57 @@ def check_name(name: str) -> str:
     return name
 
 
+def _enter_folder(run: OpenRun, out: Path) -> AbstractContextManager[HeldFolder]:
+    return hold_folder(out / check_name(run.slide.slide.name), OUTPUT_NAMES, journal=JOURNAL_NAME)
+
+
+def _find_under_lock(held: HeldFolder, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the report of a result that another run has finished meanwhile, or all but given its name."""
+    found = find_finished(held.final, identity)
+    if found is None and (found := find_finished(held.part, identity, verify=True)):
+        held.publish()
+    return found
+
+
 @contextmanager
-def _enter_folder(
-    run: OpenRun,
-    out: Path,
-    identity: Mapping[str, Any] | None,
-    overwrite: bool,
-    on_note: Callable[[str], None],
-) -> Iterator[tuple[Path, Journal | None]]:
-    """Yield the folder of a run, and the journal of one that can be known again."""
-    final = out / check_name(run.slide.slide.name)
+def _open_journal(
+    held: HeldFolder, run: OpenRun, identity: Mapping[str, Any] | None, on_note: Callable[[str], None]
+) -> Iterator[Journal | None]:
+    """Yield the journal of a run that can be known again, and say why it begins afresh, if it does."""
     if identity is None:
-        with make_folder(final, OUTPUT_NAMES) as folder:
-            yield folder, None
+        yield None
         return
+    # what an earlier run took as its limit decides how its bands are cut; builds differ in their last bits
+    ours = {"max_memory": run.options.max_memory, "onnxruntime": import_onnxruntime().__version__}
     layout = {"panel_columns": run.plan.panel_columns}
-    with (
-        make_folder(final, OUTPUT_NAMES, journal=JOURNAL_NAME, fresh=overwrite) as folder,
-        Journal(folder / JOURNAL_NAME, identity, layout) as journal,
-    ):
-        before = None if overwrite else read_report(final)
-        changed = journal.changed or (name_changes(before["run"], identity) if before else ())
-        if changed:
-            words = ", ".join(name_part(name) for name in changed)
-            on_note(f"{final}: begins afresh, because of what is there something changed: {words}")
-        yield folder, journal
+    with Journal(held.part / JOURNAL_NAME, {**identity, **ours}, layout) as journal:
+        before = read_report(held.final) if journal.is_new else None
+        changed = name_changes(before["run"], identity) if before else ()
+        if identity[ORDER] is None:
+            _note_changes(held.final, journal.changed, changed, on_note)
+        yield journal
+
+
+def _note_changes(
+    final: Path, of_journal: Sequence[str], of_result: Sequence[str], on_note: Callable[[str], None]
+) -> None:
+    """Say why what is there is of no use."""
+    if of_journal == (DAMAGE,):
+        on_note(f"{final}: what an interrupted run had done is damaged; begins afresh")
+    elif of_journal:
+        on_note(f"{final}: begins afresh, since the interrupted run was another ({name_parts(of_journal)})")
+    elif of_result:
+        on_note(f"{final}: replaces a result that was of another run ({name_parts(of_result)})")
+
+
+def _finish(folder: Path, report: dict[str, Any], job: _Job, session: Session) -> None:
+    """Write the page and, last of all files, the report."""
+    if job.gap_px is not None:
+        report["slide"]["gap_px"] = job.gap_px
+    write_report(folder / PAGE_NAME, report, session.card, job.glance(), job.mask)
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    report["files"] = hash_files(folder, names)
+    (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 class _Job:
@@ -186,6 +217,12 @@ class _Job:
             write_tissue(self._folder / "tissue.png", self.mask)
         report = self._labeller.report(self._run.slide.scale.spacing_um_px) | self._results.report()
         return report | {"resumed_bands": kept.resumed, "seconds": self._clock.report(STAGES)}
+
+    @property
+    def gap_px(self) -> int | None:
+        """Pixels of a live slide that never came; `None` of one that is a whole file or array."""
+        slide = self._run.slide.slide
+        return slide.gap_px or 0 if isinstance(slide, LiveSlide) else None
 
     def glance(self) -> Glance:
         """Return slide and labels at a size to look at; complete once all is written."""

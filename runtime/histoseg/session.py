@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Callable
 from functools import partial
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TENSOR_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(float16)": "float16"}
+# `TensorProto.external_data` of ONNX, as protobuf writes it: the key `location` and a path below 128 bytes.
+EXTERNAL_PATH = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])([^\0]{1,127})", re.DOTALL)
 # What a run on a GPU fails with when the fault is the machine's, not the model's.
 DEVICE_FAILURE = re.compile(r"cudnn|(?:CUDA|CUBLAS) failure|out of memory|failed to allocate", re.IGNORECASE)
 
@@ -48,7 +51,7 @@ class Session:
     ) -> None:
         """Wrap what runs the model; use `open_session`."""
         self.name = model.name
-        self.sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
+        self.sha256 = hash_model(model)
         self.card = card
         self.provider = provider
         self.placement = placement
@@ -96,6 +99,18 @@ class Session:
         except Exception as error:
             raise _name_run_failure(self.provider, str(error)) from error
         return read_output(raw, self.card, tiles.shape[:3])
+
+
+def hash_model(model: Path) -> str:
+    """Return the SHA-256 of a model's file, and of weights that lie in files beside it."""
+    data = model.read_bytes()
+    digest = hashlib.sha256(data)
+    for name in sorted({found[2][: found[1][0]] for found in EXTERNAL_PATH.finditer(data)}):
+        file = model.parent / os.fsdecode(name)
+        if file.is_file():
+            digest.update(name)
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def open_session(

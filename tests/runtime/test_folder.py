@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from histoseg.errors import OutputError, SlideError
-from histoseg.folder import make_folder
+from histoseg.errors import OutputError, SlideError, TruthError
+from histoseg.folder import hold_folder, make_folder
 from histoseg.owner import OWNER_NAME, write_owner
 
 NAMES = ("labels.tif", "report.json")
@@ -117,49 +117,124 @@ def test_errors_of_writing_name_the_folder(tmp_path: Path) -> None:
 
 
 def leave_journal(final: Path, error: BaseException) -> None:
-    with make_folder(final, NAMES, journal=".j") as part:
-        (part / ".j").write_text("bands")
-        (part / "half").write_text("half")
+    with hold_folder(final, NAMES, journal=".j") as held:
+        (held.part / ".j").write_text("bands")
+        (held.part / "half").write_text("half")
         raise error
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OutputError("full"), MemoryError()])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), OutputError("full"), SlideError("share"), MemoryError()]
+)
 def test_a_journal_outlives_a_failure_and_is_no_part_of_the_result(
     tmp_path: Path, error: BaseException
 ) -> None:
     with pytest.raises(type(error)):
         leave_journal(tmp_path / "b" / "a", error)
     assert tree(tmp_path) == {"b/.a.part/.j": "bands"}
-    with make_folder(tmp_path / "b" / "a", NAMES, journal=".j") as part:
-        assert (part / ".j").read_text() == "bands"
-        write_result(part)
+    with hold_folder(tmp_path / "b" / "a", NAMES, journal=".j") as held:
+        assert (held.part / ".j").read_text() == "bands"
+        write_result(held.part)
+        held.publish()
     assert sorted(tree(tmp_path)) == ["b/a/labels.tif", "b/a/report.json"]
 
 
-def test_a_journal_does_not_outlive_bad_input_nor_a_wish_to_begin_afresh(tmp_path: Path) -> None:
-    with pytest.raises(SlideError):
-        leave_journal(tmp_path / "a", SlideError("torn"))
+def test_a_journal_does_not_outlive_a_wrong_truth(tmp_path: Path) -> None:
+    with pytest.raises(TruthError):
+        leave_journal(tmp_path / "a", TruthError("no class"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_published_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / ".a.part").mkdir()
     (tmp_path / ".a.part" / ".j").write_text("bands")
-    with make_folder(tmp_path / "a", NAMES, journal=".j", fresh=True) as part:
-        assert not (part / ".j").exists()
-        write_result(part)
+    (tmp_path / "a").mkdir()
+    write_result(tmp_path / "a", "old")
+    before = tree(tmp_path)
+    with hold_folder(tmp_path / "a", NAMES, journal=".j"):
+        pass
+    assert tree(tmp_path) == before
+    with hold_folder(tmp_path / "new" / "b", NAMES, journal=".j"):
+        pass
+    assert tree(tmp_path) == before
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_journal_left_in_a_result_by_a_kill_is_no_strangers_file(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     write_result(tmp_path / "a")
     (tmp_path / "a" / ".j").write_text("bands")
-    with make_folder(tmp_path / "a", NAMES, journal=".j") as part:
+    with hold_folder(tmp_path / "a", NAMES, journal=".j") as held:
+        write_result(held.part)
+        held.publish()
+    assert sorted(tree(tmp_path)) == ["a/labels.tif", "a/report.json"]
+
+
+def test_a_result_half_removed_is_never_taken_for_one(tmp_path: Path) -> None:
+    """A run was killed while it removed the older result."""
+    (tmp_path / ".a.old").mkdir()
+    (tmp_path / ".a.old" / "labels.tif").write_text("old")
+    with make_folder(tmp_path / "a", NAMES) as part:
         write_result(part)
     assert sorted(tree(tmp_path)) == ["a/labels.tif", "a/report.json"]
+
+
+def test_a_folder_of_somebody_elses_of_our_name_is_kept(tmp_path: Path) -> None:
+    (tmp_path / ".a.old").mkdir()
+    (tmp_path / ".a.old" / "precious").write_text("mine")
+    with make_folder(tmp_path / "a", NAMES) as part:
+        write_result(part)
+    assert tree(tmp_path)[".a.old/precious"] == "mine"
+
+
+def test_a_run_that_cannot_have_the_folder_touches_nothing_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many open files, a signal: the run that holds the folder must not lose what it has."""
+    with make_folder(tmp_path / "a", NAMES) as part:
+        write_result(part)
+        before = tree(tmp_path)
+
+        def fail(folder: Path) -> None:
+            raise OSError(24, "Too many open files", str(folder))
+
+        with monkeypatch.context() as patched:
+            patched.setattr("histoseg.folderlock._lock", fail)
+            with pytest.raises(OutputError, match="Too many open files"), make_folder(tmp_path / "a", NAMES):
+                pytest.fail("must not begin")
+        assert tree(tmp_path) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_does_not_keep_the_folder(tmp_path: Path) -> None:
+    hold, release = os.pipe()
+    with make_folder(tmp_path / "a", NAMES) as part:
+        write_result(part)
+        child = os.fork()
+        if child == 0:
+            os.close(release)
+            os.read(hold, 1)
+            os._exit(0)
+    try:
+        with make_folder(tmp_path / "a", NAMES) as part:
+            write_result(part, "again")
+    finally:
+        os.close(release)
+        os.close(hold)
+        os.waitpid(child, 0)
+
+
+def test_links_in_a_circle_end_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(OutputError, match="choose another -o"), make_folder(tmp_path / "a" / "c", NAMES):
+        pytest.fail("must not begin")
 
 
 def test_without_locks_a_living_owner_holds_and_a_dead_one_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("histoseg.folder._lock", lambda folder: None)
+    monkeypatch.setattr("histoseg.folderlock._lock", lambda folder: None)
     part = tmp_path / ".a.part"
     part.mkdir()
     write_owner(part)

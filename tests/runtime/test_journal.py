@@ -16,7 +16,7 @@ RUN = {"model": "abc", "slide": ["s", 3], "options": {"blend": None}}
 
 
 def write(path: Path, count: int, *, first: int = 0) -> None:
-    with Journal(path, RUN) as journal:
+    with Journal(path, RUN, {"panel_columns": 3}) as journal:
         assert len(list(journal.replay())) == first
         for number in range(first, count):
             journal.append({"number": np.array(number), "labels": np.full((3, 5), number, np.uint8)})
@@ -87,12 +87,19 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         Journal(tmp_path / "none" / "j", RUN)
 
 
-def test_a_full_disk_is_told_of_in_one_line() -> None:
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("no /dev/full here")
-    with pytest.raises(OutputError, match="make room"):
-        Journal(full, RUN)
+def test_a_full_disk_is_told_of_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with Journal(tmp_path / "j", RUN) as journal:
+        journal.append({"number": np.array(0)})
+        monkeypatch.setattr("histoseg.journal.os.fsync", fail)
+        with pytest.raises(OutputError, match="make room, and the same command goes on"):
+            journal.append({"number": np.array(1)})
+    assert (tmp_path / "j").exists()
+    with pytest.raises(OutputError, match="make room$"):
+        Journal(tmp_path / "k", RUN)
+    assert not (tmp_path / "k").exists()
 
 
 def test_a_journal_without_a_frame_is_not_kept(tmp_path: Path) -> None:
@@ -133,3 +140,20 @@ def test_arrays_come_back_as_they_were(
     for name, array in arrays.items():
         assert (back[name].dtype, back[name].shape) == (array.dtype, array.shape)
         assert back[name].tobytes() == array.tobytes()
+
+
+def test_a_damaged_beginning_is_told_of(tmp_path: Path) -> None:
+    write(tmp_path / "j", 2)
+    data = bytearray((tmp_path / "j").read_bytes())
+    data[20] ^= 4
+    (tmp_path / "j").write_bytes(data)
+    with Journal(tmp_path / "j", RUN) as journal:
+        assert journal.changed == ("journal",)
+
+
+def test_only_an_order_to_begin_afresh_tells_orders_apart(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j", RUN | {"order": "monday"}) as journal:
+        journal.append({"number": np.array(0)})
+    for order, frames in (("monday", 1), (None, 1), ("tuesday", 0)):
+        with Journal(tmp_path / "j", RUN | {"order": order}) as journal:
+            assert len(list(journal.replay())) == frames

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from histoseg import job
 from histoseg.demo import write_pyramid
 from histoseg.errors import SlideError
 from histoseg.job import JOURNAL_NAME, segment_slide
@@ -173,16 +174,100 @@ def test_overwrite_begins_afresh_without_a_word(open_model, tall_slide: Path, tm
     assert notes == []
 
 
-def test_a_damaged_slide_leaves_no_journal(
+def test_a_slide_that_could_not_be_read_for_a_while_goes_on(
     monkeypatch: pytest.MonkeyPatch, open_model, tall_slide: Path, tmp_path: Path
 ) -> None:
     def tear(progress: RunProgress) -> None:
         if progress.done > 20:
-            raise SlideError("torn")
+            raise SlideError("the share is gone")
 
+    session, options = open_model("unet"), RunOptions(batch_size=1)
     with pytest.raises(SlideError):
-        segment_slide(tall_slide, open_model("unet"), tmp_path, RunOptions(batch_size=1), on_progress=tear)
-    assert list(tmp_path.iterdir()) == []
+        segment_slide(tall_slide, session, tmp_path, options, on_progress=tear)
+    assert segment_slide(tall_slide, session, tmp_path, options)["resumed_bands"] > 0
+
+
+def test_a_result_beside_its_slide_is_known_again(open_model, tall_slide: Path, tmp_path: Path) -> None:
+    slide = tmp_path / "tall.tif"
+    slide.write_bytes(tall_slide.read_bytes())
+    segment_slide(slide, open_model("threshold"), tmp_path)
+    assert segment_slide(slide, open_model("threshold"), tmp_path)["skipped"]
+
+
+def test_one_order_to_overwrite_is_followed_once(open_model, tall_slide: Path, tmp_path: Path) -> None:
+    """A worker that was lost has its slide run again for the same order."""
+    session, options = open_model("unet"), RunOptions(batch_size=1)
+    segment_slide(tall_slide, session, tmp_path, options)
+    with pytest.raises(StopError):
+        segment_slide(tall_slide, session, tmp_path, options, overwrite="a", on_progress=stop_after(20))
+    report = segment_slide(tall_slide, session, tmp_path, options, overwrite="a")
+    assert report["resumed_bands"] > 0
+    assert "skipped" not in report
+    assert segment_slide(tall_slide, session, tmp_path, options, overwrite="a")["skipped"]
+    assert segment_slide(tall_slide, session, tmp_path, options)["skipped"]
+    assert "skipped" not in segment_slide(tall_slide, session, tmp_path, options, overwrite="b")
+
+
+def test_a_result_of_another_run_is_replaced_with_a_word(
+    open_model, tall_slide: Path, tmp_path: Path
+) -> None:
+    session, notes = open_model("threshold"), []
+    segment_slide(tall_slide, session, tmp_path)
+    segment_slide(tall_slide, session, tmp_path, RunOptions(simplify=False), on_note=notes.append)
+    assert notes == [f"{tmp_path / 'tall'}: replaces a result that was of another run (option simplify)"]
+
+
+def test_a_result_that_only_lacks_its_name_gets_it(open_model, tall_slide: Path, tmp_path: Path) -> None:
+    """A kill between the last file and the folder's name."""
+    session = open_model("threshold")
+    whole = segment_slide(tall_slide, session, tmp_path)
+    (tmp_path / "tall").rename(tmp_path / ".tall.part")
+    report = segment_slide(tall_slide, session, tmp_path, on_progress=stop_after(0))
+    assert report == whole | {"skipped": True}
+    (tmp_path / "tall").rename(tmp_path / ".tall.part")
+    (tmp_path / ".tall.part" / "labels.tif").write_bytes(b"torn by a power cut")
+    assert "skipped" not in segment_slide(tall_slide, session, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["tall"]
+
+
+def test_a_run_finished_by_another_while_this_one_opened_is_taken(
+    monkeypatch: pytest.MonkeyPatch, open_model, tall_slide: Path, tmp_path: Path
+) -> None:
+    session = open_model("threshold")
+    plainly = job.open_run
+
+    def open_late(*given, **named):
+        monkeypatch.setattr(job, "open_run", plainly)
+        segment_slide(tall_slide, session, tmp_path)
+        return plainly(*given, **named)
+
+    monkeypatch.setattr(job, "open_run", open_late)
+    assert segment_slide(tall_slide, session, tmp_path, on_progress=stop_after(0))["skipped"]
+
+
+def test_a_limit_on_memory_changes_no_result_but_how_bands_are_cut(
+    open_model, tall_slide: Path, tmp_path: Path
+) -> None:
+    session, options = open_model("unet"), RunOptions(batch_size=1)
+    limited = dataclasses.replace(options, max_memory=1 << 40)
+    with pytest.raises(StopError):
+        segment_slide(tall_slide, session, tmp_path, options, on_progress=stop_after(7))
+    notes: list[str] = []
+    assert not segment_slide(tall_slide, session, tmp_path, limited, on_note=notes.append)["resumed_bands"]
+    assert "option max_memory" in notes[0]
+    assert segment_slide(tall_slide, session, tmp_path, options)["skipped"]
+
+
+def test_a_note_of_what_is_there_is_not_given_where_the_run_goes_on(
+    open_model, tall_slide: Path, tmp_path: Path
+) -> None:
+    session, options, notes = open_model("unet"), RunOptions(batch_size=1), []
+    segment_slide(tall_slide, session, tmp_path, dataclasses.replace(options, overlap_px=40))
+    with pytest.raises(StopError):
+        segment_slide(tall_slide, session, tmp_path, options, on_progress=stop_after(7))
+    segment_slide(tall_slide, session, tmp_path, options, on_note=notes.append)
+    assert len(notes) == 1
+    assert "goes on after" in notes[0]
 
 
 # in processes of their own
@@ -234,7 +319,7 @@ def test_a_run_killed_three_times_ends_with_the_same_bytes(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="limits as POSIX does")
-@pytest.mark.parametrize("limit", [1200, 1500, 4000])
+@pytest.mark.parametrize("limit", [1600, 2000, 4000])
 def test_a_disk_without_room_is_told_of_and_the_run_completes_when_there_is(
     models: Path, open_model, tall_slide: Path, tmp_path: Path, limit: int
 ) -> None:

@@ -16,7 +16,7 @@ from histoseg.card import ModelCard, card_to_text
 from histoseg.cpu import read_int8_instructions
 from histoseg.errors import CardError, ModelError, ProviderError
 from histoseg.providers import PROVIDERS, Provider, find_key
-from histoseg.session import open_session
+from histoseg.session import hash_model, open_session
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -414,3 +414,16 @@ def test_int8_without_dot_products_is_run_with_a_warning(
     ) as session:
         assert session.run(noise(1, 8, 8)).shape == (1, 8, 8, 2)
     assert ("VNNI" in caplog.text) == warned
+
+
+def test_weights_beside_the_model_count_for_its_hash(tmp_path: Path, models: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    plain = models / "conv.onnx"
+    assert hash_model(plain) == hashlib.sha256(plain.read_bytes()).hexdigest()
+    path = tmp_path / "m.onnx"
+    onnx.save(onnx.load(plain), path, save_as_external_data=True, location="m.data", size_threshold=0)
+    before = hash_model(path)
+    weights = bytearray((tmp_path / "m.data").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "m.data").write_bytes(weights)
+    assert hash_model(path) != before

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from histoseg.errors import HistosegError, OptionError
 from histoseg.fleet.sources import SlideSource
@@ -80,6 +81,8 @@ class Order:
     options: RunOptions
     roi: Path | None = None
     overwrite: bool = False
+    word: str = field(default_factory=lambda: uuid4().hex)
+    """Names this order: a slide that is run twice for it, because a worker was lost, is overwritten once."""
     patience_seconds: float = 0
     """How long to wait for a folder that another process holds: a killed one does a moment longer."""
     tell_seconds: float = 0.1
@@ -145,7 +148,7 @@ def _segment(
             order.options,
             truth=slide.truth,
             roi=order.roi,
-            overwrite=order.overwrite,
+            overwrite=order.word if order.overwrite else False,
             on_progress=Teller(emit, order.tell_seconds).tell,
             on_note=lambda text: emit({"event": "note", "text": text}),
             cancel=cancel,

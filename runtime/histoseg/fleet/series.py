@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from histoseg.dicomseries import SUFFIXES, read_series
 from histoseg.errors import SlideError
 from histoseg.identity import read_report
-
-# A DICOM file tells its series at its beginning; pixels, profiles and the places of tiles come later.
-HEAD_BYTES = 1 << 16
-SUFFIXES = (".dcm", "")
-# The UIDs of a study and of its series: elements are in order, so that nothing comes in between; what refers
-# to other series holds no such pair. DICOM PS3.5, 7.1.2 (explicit VR, little endian).
-SERIES = re.compile(rb"\x20\0\x0d\0UI..[0-9.]+\0?\x20\0\x0e\0UI..([0-9.]+)", re.DOTALL)
 
 
 def list_series(folder: Path) -> list[Path]:
@@ -45,18 +38,6 @@ def join_series(paths: Iterable[Path]) -> list[Path]:
         uid = read_series(path)
         kept.setdefault(path if uid is None else (path.parent, uid), path)
     return list(kept.values())
-
-
-def read_series(path: Path) -> str | None:
-    """Return the UID of a file's DICOM series; `None` where its first bytes tell none."""
-    if path.suffix.lower() not in SUFFIXES:
-        return None
-    try:
-        with path.open("rb") as file:
-            found = SERIES.search(file.read(HEAD_BYTES))
-    except OSError:
-        return None
-    return found[1].decode() if found else None
 
 
 def detect_format(path: Path) -> str | None:
