@@ -93,6 +93,10 @@ def _read_bytes(path: Path) -> bytearray:
         with opened(path, "rb") as file:
             while len(data) <= MAX_BYTES and (part := file.read(READ_BYTES)):
                 data += part
+    except FileNotFoundError as error:
+        raise AnnotationError(
+            f"{path}: no such file, expected GeoJSON or ImageScope XML; check the path"
+        ) from error
     except (OSError, EOFError, zlib.error) as error:
         raise AnnotationError(f"{path}: cannot be read ({error})") from error
     if len(data) > MAX_BYTES:

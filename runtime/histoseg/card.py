@@ -147,6 +147,8 @@ def load_card(path: Path) -> ModelCard:
     """
     try:
         return card_from_text(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CardError(f"{path}: no such file, expected a model card (JSON); check --card") from error
     except (OSError, UnicodeDecodeError) as error:
         raise CardError(f"{path}: cannot read the model card ({error})") from error
     except CardError as error:

@@ -24,14 +24,15 @@ EXAMPLES = (
 )
 # Headings of the help, and the options below each; those of one string share a line.
 SECTIONS = {
-    "What": ("model", "card", "out", "overwrite", "truth", "roi", "demo"),
-    "How": (
+    "Input and output": ("model", "card", "out", "overwrite", "truth", "roi", "demo"),
+    "Segmentation": (
         "mpp", "allow_coarse", "blend", "overlap", "threshold", "no_tissue", "labels", "probabilities",
         "dicom_seg", "objects", "min_area_um2", "simplify",
     ),
-    "Where": ("provider", "threads", "batch", "max_memory", "jobs", "dask"),
-    "Words": ("json quiet", "version help"),
+    "Hardware": ("provider", "threads", "batch", "max_memory", "jobs", "dask"),
+    "Display": ("json", "quiet", "version help"),
 }  # fmt: skip
+PROVIDER_NAMES = ("auto", "cpu", "cuda", "tensorrt", "openvino")
 
 
 class SectionedCommand(click.Command):
@@ -68,14 +69,18 @@ def _join_records(
 
 
 def _check_provider(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    from histoseg.providers import PROVIDERS, known_provider
+    from histoseg.providers import known_provider
 
     if not known_provider(value):
-        names = ", ".join(["auto", *PROVIDERS])
+        names = ", ".join(PROVIDER_NAMES)
         raise click.BadParameter(
             f"'{value}' is no provider, expected {names} or a name that onnxruntime knows"
         )
     return value
+
+
+def _complete_provider(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in PROVIDER_NAMES if name.startswith(incomplete)]
 
 
 def _check_size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
@@ -97,10 +102,10 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 @click.argument("slides", nargs=-1, type=click.Path(), metavar="SLIDE...")
 @click.option("-m", "--model", type=PATH, metavar="FILE", help="ONNX model.  [default: nuclei, built in]")
 @click.option("--card", type=PATH, metavar="FILE", help="Model card (JSON) for a model without one.")
-@click.option("-o", "--out", type=PATH, metavar="FOLDER", help="For results.  [default: histoseg-out]")
-@click.option("--overwrite", is_flag=True, help="Run finished slides again, too.")
+@click.option("-o", "--out", type=PATH, metavar="FOLDER", help="Folder for results.  [default: histoseg-out]")
+@click.option("--overwrite", is_flag=True, help="Run finished slides again, from the beginning.")
 @click.option("--truth", type=PATH, metavar="PATH", help="Mask, GeoJSON or XML, or a folder of them: Dice.")
-@click.option("--roi", type=PATH, metavar="FILE", help="Mask, GeoJSON or XML: runs there alone.")
+@click.option("--roi", type=PATH, metavar="FILE", help="Mask, GeoJSON or XML: runs only inside.")
 @click.option("--demo", is_flag=True, help="Draw a slide with known nuclei, segment it, show Dice.")
 @click.option("--mpp", type=POSITIVE, metavar="UM", help="um/px of the slide, over its own.")
 @click.option("--allow-coarse", is_flag=True, help="Enlarge a slide too coarse for the model.")
@@ -114,18 +119,19 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 @click.option("--dicom-seg", is_flag=True, help="Write segmentation.dcm, of DICOM slides.")
 @click.option("--objects/--no-objects", default=True, help="Write objects.geojson.gz, for QuPath.")
 @click.option("--min-area-um2", type=click.FloatRange(min=0), default=0.0, metavar="A",
-              help="Leave smaller ones out.")  # fmt: skip
-@click.option("--simplify/--no-simplify", default=True, help="Cut the corners of their steps.")
+              help="Leave smaller objects out.")  # fmt: skip
+@click.option("--simplify/--no-simplify", default=True, help="Smooth the pixel steps of outlines.")
 @click.option("--provider", default="auto", callback=_check_provider, metavar="NAME",
-              help="auto, cpu, cuda, tensorrt, openvino: used or refused.")  # fmt: skip
+              shell_complete=_complete_provider,
+              help=f"{', '.join(PROVIDER_NAMES)}: used or refused.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1, 256), metavar="N",
               help="CPU threads for the model.  [default: all; few on a GPU]")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1, 1024), metavar="N", help="Tiles at a time.")
 @click.option("--max-memory", metavar="SIZE", callback=_check_size, help="Stay below, such as 1GiB.")
 @click.option("--jobs", type=click.IntRange(1, 256), default=1, metavar="N", help="Slides at a time.")
 @click.option("--dask", metavar="ADDRESS", help="Run on the workers of this Dask scheduler.")
-@click.option("--json", is_flag=True, help="Show events, one JSON object a line;")
-@click.option("-q", "--quiet", is_flag=True, help="or failures alone.")
+@click.option("--json", is_flag=True, help="Show events, one JSON object a line.")
+@click.option("-q", "--quiet", is_flag=True, help="Show failures alone.")
 @click.version_option(histoseg.__version__, help="Show the version;")
 @click.help_option(help="or this page.")
 def command(**options: Any) -> int:
@@ -133,6 +139,7 @@ def command(**options: Any) -> int:
     pattern or a list (.txt, .csv). Writes OUT/<slide>/ with labels.tif, objects.geojson.gz, overlay.png,
     report.html and report.json; of several slides a summary, too.
     """  # noqa: D205 - the help is one paragraph
+    _refuse_file(options["out"])
     if options["demo"]:
         return _run_demo(options)
     from histoseg.fleet import find_slides
@@ -145,6 +152,11 @@ def command(**options: Any) -> int:
     named = [str(slide.path) for slide in slides] == [str(Path(word)) for word in options["slides"]]
     order = _read_order(options, options["out"] or Path("histoseg-out"))
     return _run(slides, options, order, notes=sources.passed_over, summary=len(slides) > 1 or not named)
+
+
+def _refuse_file(out: Path | None) -> None:
+    if out is not None and out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file, expected a folder; choose another -o")
 
 
 def expand_slides(patterns: Sequence[str]) -> list[Path]:
@@ -187,7 +199,8 @@ def _run(
             summary=summary,
         )
     failed = any(row["status"] == "failed" for row in rows)
-    if failed and summary and isinstance(view, PlainView) and not options["quiet"]:
+    several = summary and len(slides) > 1
+    if failed and several and isinstance(view, PlainView) and not options["quiet"]:
         click.echo(format_failures(rows))  # a terminal has shown its own table
     return 1 if failed else 0
 

@@ -20,6 +20,8 @@ PACKAGES = (
     "imagecodecs",
     "psutil",
 )
+# Of the extras: named where they are installed.
+OPTIONAL_PACKAGES = ("pydicom", "highdicom", "distributed")
 GUI_OPENCV = ("opencv-python", "opencv-contrib-python")
 HEADLESS = "opencv-python-headless"
 # sends tensors to a service instead of running them here
@@ -44,7 +46,7 @@ def command() -> int:
 def _list_packages() -> None:
     from histoseg.providers import installed_wheels
 
-    for name in PACKAGES:
+    for name in (*PACKAGES, *filter(_is_installed, OPTIONAL_PACKAGES)):
         click.echo(f"  {name:24} {_version(name)}")
     for wheel, version in installed_wheels().items():
         click.echo(f"  {wheel:24} {version}")

@@ -96,9 +96,9 @@ class Labeller:
         return Rows(m_y, np.concatenate(labels, axis=1), np.concatenate(shares, axis=1) if shares else None)
 
     def report(self, spacing_um_px: tuple[float, float]) -> dict[str, Any]:
-        """Return `classes`, and `score` where there is a truth."""
-        scores = {"score": self._score.report()} if self._truth else {}
-        return {"classes": self._counts.report(spacing_um_px), **scores}
+        """Return `classes`, and `score`, which is `None` without a truth."""
+        score = self._score.report() if self._truth else None
+        return {"classes": self._counts.report(spacing_um_px), "score": score}
 
     def _label_part(self, part: Band) -> Labels:
         labels = label_band(part, background=self._background, threshold=self._threshold)

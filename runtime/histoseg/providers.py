@@ -125,7 +125,8 @@ def choose_providers(name: str) -> list[str]:
     if find_ort_name(key) in available:
         return [key]
     raise ProviderError(
-        f"provider '{name}' is not in this onnxruntime, which offers {', '.join(available)}; "
+        f"provider '{name}' is not in this onnxruntime, which offers "
+        f"{', '.join(map(find_key, available))}; "
         f"{suggest_install(key)}"
     )
 

@@ -56,20 +56,21 @@ def plan_scale(
         SpacingError: The slide states no um/px, or is too coarse for the model.
     """
     l0_spacing = (mpp, mpp) if mpp else slide.spacing_um_px
+    name = getattr(slide, "path", slide.name)  # of a file the path, which a person knows it by
     if l0_spacing is None:
         raise SpacingError(
-            f"{slide.name}: the slide does not state its um/px, which the model needs "
+            f"{name}: the slide does not state its um/px, which the model needs "
             f"({spacing_um_px:g} um/px); give it with --mpp"
         )
     if not all(0 < value < math.inf for value in l0_spacing):
         raise SpacingError(
-            f"{slide.name}: the slide has {l0_spacing[0]:g} x {l0_spacing[1]:g} um/px, expected more than 0; "
+            f"{name}: the slide has {l0_spacing[0]:g} x {l0_spacing[1]:g} um/px, expected more than 0; "
             "give it with --mpp"
         )
     l0_per_m = [spacing_um_px / value for value in l0_spacing]
     if min(l0_per_m) < 1 - tolerance and not force:
         raise SpacingError(
-            f"{slide.name}: the slide has {max(l0_spacing):.4g} um/px, too coarse for a model of "
+            f"{name}: the slide has {max(l0_spacing):.4g} um/px, too coarse for a model of "
             f"{spacing_um_px:g} um/px; use a finer scan, --mpp if the slide's value is wrong, "
             "or --allow-coarse to enlarge it"
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import sys
 import time
 from collections import Counter
@@ -192,13 +191,14 @@ class PlainView:
 
 
 def _say_failure(event: Event) -> str:
-    reason, stem = show_text(event["reason"]), show_text(PurePath(event["slide"]).stem)
-    named = re.search(rf"(?<!\w){re.escape(stem)}(?!\w)", reason)
-    return reason if named else f"{name_slide(event)}: {reason}"
+    """Return a reason after the slide as it was given."""
+    reason, slide = show_text(event["reason"]), show_text(event["slide"])
+    return reason if reason.startswith(f"{slide}: ") else f"{slide}: {reason}"
 
 
 def _say_end(event: Event, slides: int) -> str:
-    counts = [f"{event[kind]} {kind}" for kind in ("done", "skipped", "failed") if event[kind]]
+    kinds = ("done", "skipped", "failed", "stopped")
+    counts = [f"{event[kind]} {kind}" for kind in kinds if event.get(kind)]
     line = f"{slides} slides: {', '.join(counts) or 'none done'}, {event['seconds']:.1f} s"
     return line + (f" -> {show_text(event['summary'])}" if event.get("summary") else "")
 

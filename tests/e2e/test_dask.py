@@ -133,7 +133,8 @@ def test_a_signal_stops_the_tasks_and_keeps_their_journals(
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr) == (143, "histoseg-run: terminated\n")
+    said = "histoseg-run: terminated; the same command goes on where it stopped\n"
+    assert (process.returncode, stderr) == (143, said)
     deadline = time.monotonic() + 60
     while (left := {path.name for path in part.iterdir()}) != {".journal"}:
         assert time.monotonic() < deadline, left

@@ -43,6 +43,7 @@ FOREIGN = ("pip", "uv", "vips", "dask", "jq")
 
 # Commands that are not tried here, and why.
 EXCEPTIONS = {
+    ". .venv/bin/activate": "changes the shell it runs in",
     ".ci/run": "runs these tests",
     "histoseg-run --demo": "tests/runtime/test_demo.py runs it",
 }

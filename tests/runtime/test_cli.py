@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from histoseg.card import card_to_text
-from histoseg.cli import command, expand_slides
+from histoseg.cli import PROVIDER_NAMES, command, expand_slides
 from histoseg.demo import write_pyramid
 from histoseg.errors import SlideError
+from histoseg.providers import PROVIDERS
 
 BAD_SLIDES = ["jpegls.dcm", "lfs-pointer.ndpi", "random-bytes.svs", "unopenable.tiff", "untiled.tif"]
 
@@ -37,13 +38,12 @@ def run(
 
 def check_refusal(finished: subprocess.CompletedProcess[str], code: int, *said: str) -> str:
     assert finished.returncode == code, finished.stderr
-    assert "Traceback" not in finished.stderr
     for word in said:
         assert word in finished.stderr
-    if code == 1:
-        assert finished.stderr.count("\n") == 1, finished.stderr
-        assert finished.stderr.startswith("histoseg-run: error: ")
-        assert finished.stdout == ""
+    assert finished.stderr.count("\n") == 1, finished.stderr
+    assert finished.stderr.startswith("histoseg-run: error: ")
+    assert finished.stderr.endswith("; see histoseg-run --help\n") == (code == 2)
+    assert finished.stdout == ""
     return finished.stderr
 
 
@@ -163,8 +163,10 @@ def test_a_provider_that_is_not_here_ends_in_one_line(run, small_slide: Path, tm
         (["SLIDE", "--threshold", "1"], "--threshold"),
         (["SLIDE", "--overlap", "64"], "expected 0"),
         (["SLIDE", "--nonsense"], "--nonsense"),
+        (["SLIDE", "--dicom-se"], "Did you mean '--dicom-seg'?; see"),
         (["a/one.svs", "b/one.tif"], "would both write to the folder 'one'"),
-        (["a.svs", "b.svs", "--truth", "mask.png"], "--truth is the truth of one slide"),
+        (["a.svs", "b.svs", "--truth", __file__], "--truth is the truth of one slide"),
+        (["a.svs", "b.svs", "--truth", "nope"], "--truth nope: no such file or folder"),
         (["SLIDE", "--demo"], "--demo"),
         (["SLIDE", "--jobs", "0"], "--jobs"),
         (["SLIDE", "--jobs", "2", "--dask", "tcp://127.0.0.1:1"], "--jobs is for this machine"),
@@ -184,12 +186,12 @@ def test_a_threshold_is_for_two_classes(run, small_slide: Path) -> None:
 
 def test_a_demo_into_a_file_ends_in_one_line(run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    check_refusal(run("--demo", "-o", "file"), 1, "file")
+    check_refusal(run("--demo", "-o", "file"), 1, "file is a file, expected a folder; choose another -o")
 
 
 def test_an_out_that_cannot_be_made_ends_in_one_line(run, small_slide: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    check_refusal(run(small_slide, "-o", "file"), 1, "file")
+    check_refusal(run(small_slide, "-o", "file"), 1, "file is a file, expected a folder; choose another -o")
     check_refusal(run(small_slide, "-o", "/proc/nowhere"), 1, "/proc/nowhere")
 
 
@@ -223,12 +225,37 @@ def test_a_signal_ends_the_run_cleanly(
     long_run.send_signal(number)
     _, stderr = long_run.communicate(timeout=60)
     assert long_run.returncode == code, stderr
-    assert "Traceback" not in stderr
-    assert len(stderr.split("\n")) <= 3  # click breaks the line that ^C stands on
-    assert stderr.split() in (["histoseg-run:", "terminated"], ["histoseg-run:", "interrupted"])
+    how = {143: "terminated", 130: "interrupted"}[code]
+    assert stderr == f"histoseg-run: {how}; the same command goes on where it stopped\n"
     left = {path.name for path in tmp_path.rglob("*")}
     # the journal, from which the same command goes on, if there was anything to write into it
     assert left in ({"long.tif"}, {"long.tif", "out", ".long.part", ".journal"})
+
+
+def test_what_is_given_beside_the_slide_and_is_not_there_ends_in_one_line(run, small_slide: Path) -> None:
+    check_refusal(run(small_slide, "--card", "nope.json"), 1, "nope.json: no such file", "check --card")
+    said = check_refusal(run(small_slide, "--roi", "nope.geojson"), 1, "nope.geojson: no such file, expected")
+    assert said.startswith(f"histoseg-run: error: {small_slide}: region of interest: ")
+
+
+def test_a_provider_is_completed_by_the_names_that_help_and_errors_list(run, small_slide: Path) -> None:
+    assert {"auto", *PROVIDERS} == set(PROVIDER_NAMES)
+    (option,) = [each for each in command.params if each.name == "provider"]
+    completed = option.shell_complete(click.Context(command), "c")
+    assert [item.value for item in completed] == ["cpu", "cuda"]
+    names = ", ".join(PROVIDER_NAMES)
+    assert names in option.help
+    check_refusal(run(small_slide, "--provider", "abacus"), 2, names)
+
+
+def test_a_slide_enlarged_far_beyond_what_it_holds_is_told(run, small_slide: Path) -> None:
+    finished = run(small_slide, "-o", "out", "--allow-coarse", "--mpp", "2.3", "--json", "--no-objects")
+    events = [json.loads(line) for line in finished.stdout.splitlines()]
+    (note,) = [event for event in events if event["event"] == "note"]
+    assert note["text"].startswith("enlarged 5-fold (2.3 to 0.5 um/px); ")
+    (done,) = [event for event in events if event["event"] == "done"]
+    assert done["note"] == note["text"]
+    assert note["text"] not in done["line"]
 
 
 def test_help_names_the_outputs_and_examples(run_command: Callable) -> None:
@@ -396,10 +423,17 @@ def test_json_is_one_event_a_line_and_nothing_else(run, folder: Path) -> None:
 
 
 def test_quiet_says_failures_alone(run, folder: Path) -> None:
-    finished = run(folder, "-o", "out", "--quiet")
+    finished = run("slides", "-o", "out", "--quiet")
     assert finished.stdout == ""
-    assert finished.stderr.count("\n") == 1
-    assert "lfs-pointer.ndpi" in finished.stderr
+    bad = Path("slides") / "lfs-pointer.ndpi"
+    assert finished.stderr.startswith(f"histoseg-run: error: {bad}: is a Git LFS pointer")
+    assert finished.stderr.count("lfs-pointer") == finished.stderr.count("\n") == 1
+
+
+def test_one_slide_of_a_folder_that_fails_needs_no_table(run, folder: Path) -> None:
+    for name in ("a.tif", "b.tif"):
+        (folder / name).unlink()
+    check_refusal(run(folder, "-o", "out"), 1, "lfs-pointer.ndpi")
 
 
 def test_a_folder_of_truths_scores_each_slide(run, folder: Path, small_slide: Path, tmp_path: Path) -> None:

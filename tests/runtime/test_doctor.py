@@ -31,7 +31,11 @@ def find_line(told: list[str], start: str) -> str:
 
 def test_it_prints_the_versions_of_what_is_installed(told: list[str]) -> None:
     assert told[0].startswith(f"histoseg {histoseg.__version__}, Python")
-    for name in ("numpy", "opencv-python-headless", "openslide-python", *installed_wheels()):
+    packages = {each.metadata["Name"] for each in metadata.distributions()}
+    optional = {"pydicom", "highdicom", "distributed"}
+    assert not [line for line in told if line.split()[0] in optional - packages]
+    usual = ("numpy", "opencv-python-headless", "openslide-python")
+    for name in (*usual, *installed_wheels(), *(optional & packages)):
         assert metadata.version(name) in find_line(told, f"  {name} ")
 
 

@@ -33,10 +33,13 @@ def test_whatever_ends_a_run_leaves_a_summary(
     with pytest.raises(type(error)):
         run_fleet(SLIDES, choice, Order(tmp_path / "out", RunOptions()), events.append)
     assert [event["event"] for event in events] == ["start", "failed", "end"]
-    assert (events[-1]["code"], events[-1]["failed"]) == (code, 1)
-    rows = json.loads((tmp_path / "out" / "summary.json").read_text())["slides"]
-    assert [row["status"] for row in rows] == ["stopped", "failed", "stopped"]
-    assert "the run was stopped" in (tmp_path / "out" / "index.html").read_text()
+    assert (events[-1]["code"], events[-1]["failed"], events[-1]["stopped"]) == (code, 1, 2)
+    document = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (document["failed"], document["stopped"]) == (1, 2)
+    assert [row["status"] for row in document["slides"]] == ["stopped", "failed", "stopped"]
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "the run was stopped" in page
+    assert "3 slides, 1 failed, 2 stopped" in page
 
 
 def test_events_are_json_in_order_and_begin_with_their_kind(models: Path, tmp_path: Path) -> None:

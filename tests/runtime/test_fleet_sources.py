@@ -53,6 +53,27 @@ def test_folders_in_a_folder_are_left_alone_but_for_dicom(folder: Path, shared_d
     assert not {"other", "Data0000", "mirax"} & set(found)
 
 
+def test_a_folder_is_one_dicom_slide_only_if_it_holds_no_other(folder: Path, shared_data: Path) -> None:
+    mix, two = folder / "mix", folder / "two"
+    for inner, slides in ((mix, ("sm_image.dcm", "small.svs")), (two, ("sm_image.dcm", "camelyon-jpeg.dcm"))):
+        inner.mkdir()
+        for name in slides:
+            shutil.copy(shared_data / "slides" / name, inner)
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "a.png").touch()
+    found = find_slides([str(folder)])
+    assert not {"mix", "two"} & {slide.name for slide in found.slides}
+    assert found.passed_over[:-1] == (
+        f"{mix}: 2 slides inside are not looked into; name the folder, or use '{folder}/**/*.dcm'",
+        f"{two}: 2 slides inside are not looked into; name the folder, or use '{folder}/**/*.dcm'",
+    )
+    (mix / "small.svs").unlink()
+    (case,) = [slide for slide in find_slides([str(folder)]).slides if slide.name == "mix"]
+    assert case.path == mix / "sm_image.dcm"
+    (two / "sm_image.dcm").rename(two / "damaged.svs")
+    assert "two: 2 slides" in find_slides([str(folder)]).passed_over[-2]
+
+
 def test_own_results_are_no_slides(open_model: Callable, small_slide: Path, tmp_path: Path) -> None:
     slide = SlideSource(small_slide, "small")
     order = Order(tmp_path / "out", RunOptions(tissue=False))
@@ -183,6 +204,11 @@ def test_slides_without_a_truth_or_with_two_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.tif").touch()
     with pytest.raises(OptionError, match=r"holds a\.png and a\.tif"):
         find_slides(["a.svs"], truth=tmp_path)
+
+
+def test_a_truth_that_is_not_there_is_said_to_be_so(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="nope: no such file or folder"):
+        find_slides(["a.svs", "b.svs"], truth=tmp_path / "nope")
 
 
 def test_the_first_naming_of_a_slide_stands(tmp_path: Path) -> None:

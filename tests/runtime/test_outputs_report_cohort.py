@@ -56,6 +56,21 @@ def test_each_slide_has_its_area_score_time_or_reason() -> None:
     assert "Research use only" in page
 
 
+def test_a_note_stands_under_its_slide_and_a_stopped_slide_has_not_failed() -> None:
+    entries = [
+        CohortEntry("a", "a", make_report(1), note="no tissue <found>"),
+        CohortEntry("b", "b", failure="the run was stopped", stopped=True),
+        CohortEntry("c", "c", failure="torn"),
+    ]
+    page = build_index(entries)
+    assert [row[:2] for row in read_rows(page)[1:]] == [
+        ["ano tissue <found>", "✓ Done"],
+        ["bthe run was stopped", "\u2013 Stopped"],
+        ["ctorn", "\u2715 Failed"],
+    ]
+    assert "<h1><bdi>3 slides, 1 failed, 1 stopped</bdi></h1>" in page
+
+
 def test_a_cohort_without_truth_has_no_dice() -> None:
     assert read_rows(build_index([CohortEntry("a", "a", make_report(1))]))[0][-2:] == ["nucleus, %", "Time"]
 

@@ -64,8 +64,8 @@ def fail(slide: str, reason: str) -> dict[str, Any]:
     return {"event": "failed", "slide": slide, "reason": reason}
 
 
-def end(done: int = 0, failed: int = 0) -> dict[str, Any]:
-    counts = {"done": done, "skipped": 0, "failed": failed}
+def end(done: int = 0, failed: int = 0, stopped: int = 0) -> dict[str, Any]:
+    counts = {"done": done, "skipped": 0, "failed": failed, "stopped": stopped}
     return {"event": "end", **counts, "seconds": 2.5, "code": int(failed > 0), "summary": "out/summary.csv"}
 
 
@@ -207,18 +207,18 @@ def test_elsewhere_a_slide_is_one_line_when_it_ends() -> None:
 
 def test_failures_and_notes_go_to_stderr_and_name_the_slide_once() -> None:
     note = {"event": "note", "slide": "in/a.svs", "text": "starts afresh"}
-    several = [start(2), note, {**note, "slide": None}, fail("in/a.svs", "in/a.svs: no such file")]
-    several += [fail("in/b.svs", "out of memory"), end(failed=2)]
+    several = [start(11), note, {**note, "slide": None}, fail("in/a.svs", "in/a.svs: no such file")]
+    several += [fail("in/b.svs", "out of memory"), end(failed=2, stopped=9)]
     assert show_plainly(*several) == [
         ("histoseg-run: note: a.svs: starts afresh", True),
         ("histoseg-run: note: starts afresh", True),
         ("histoseg-run: error: in/a.svs: no such file", True),
-        ("histoseg-run: error: b.svs: out of memory", True),
-        ("2 slides: 2 failed, 2.5 s -> out/summary.csv", False),
+        ("histoseg-run: error: in/b.svs: out of memory", True),
+        ("11 slides: 2 failed, 9 stopped, 2.5 s -> out/summary.csv", False),
     ]
     assert [text for text, _ in show_plainly(*several, quiet=True)] == [
         "histoseg-run: error: in/a.svs: no such file",
-        "histoseg-run: error: b.svs: out of memory",
+        "histoseg-run: error: in/b.svs: out of memory",
     ]
 
 
@@ -543,7 +543,7 @@ def test_ctrl_c_leaves_a_clean_terminal(open_screen: Callable, slides: int) -> N
     screen.read_until(screen.shows("blending limits", *(["all slides"] if slides > 1 else [])))
     os.write(screen.master, b"\x03")
     assert screen.read_to_end(interrupted=True) == 130
-    assert screen.shown == ["histoseg-run: interrupted"]
+    assert screen.shown == ["histoseg-run: interrupted; the same command goes on where it stopped"]
     assert screen.cursor
 
 

@@ -11,7 +11,7 @@ from histoseg.fleet.here import Here, Runner
 from histoseg.fleet.run import ModelChoice, Order, Outcome
 from histoseg.fleet.sources import SlideSource
 from histoseg.fleet.summary import Row, build_row, count_statuses, write_summary
-from histoseg.fleet.words import summarize
+from histoseg.fleet.words import explain_enlargement, summarize
 from histoseg.outputs.report import CohortEntry, read_thumbnail, write_index
 
 Handle = Callable[[dict[str, Any]], None]
@@ -91,6 +91,8 @@ class _Story:
         if outcome.report is None:
             self._handle({"event": "failed", "slide": row["slide"], "reason": row["reason"]})
             return
+        if row["status"] == "done" and (note := explain_enlargement(outcome.report)):
+            self._handle({"event": "note", "slide": row["slide"], "text": note})
         line = summarize(outcome.report, folder)
         self._handle({"event": row["status"], **row, "folder": str(folder), "line": line})
 
@@ -105,7 +107,8 @@ class _Story:
         path = None
         if self._summary:
             path = str(write_summary(self._out, rows))
-            write_index(self._out / INDEX_NAME, [self._show(slide, outcome) for slide, outcome in pairs])
+            shown = [self._show(*pair, row) for pair, row in zip(pairs, rows, strict=True)]
+            write_index(self._out / INDEX_NAME, shown)
         counts = count_statuses(rows)
         if code is None:
             code = 1 if counts["failed"] else 0
@@ -113,9 +116,13 @@ class _Story:
         self._handle({"event": "end", **counts, "seconds": seconds, "code": code, "summary": path})
         return rows
 
-    def _show(self, slide: SlideSource, outcome: Outcome | None) -> CohortEntry:
-        if outcome is None or outcome.report is None:
-            failure = outcome.reason if outcome else "the run was stopped before this slide ended"
-            return CohortEntry(slide.path.name, slide.name, failure=failure)
-        thumbnail = read_thumbnail(self._out / slide.name / "overlay.png")
-        return CohortEntry(slide.path.name, slide.name, outcome.report, thumbnail=thumbnail)
+    def _show(self, slide: SlideSource, outcome: Outcome | None, row: Row) -> CohortEntry:
+        name, folder = slide.path.name, slide.name
+        if outcome is None:
+            return CohortEntry(
+                name, folder, failure="the run was stopped before this slide ended", stopped=True
+            )
+        if outcome.report is None:
+            return CohortEntry(name, folder, failure=row["reason"])
+        thumbnail = read_thumbnail(self._out / folder / "overlay.png")
+        return CohortEntry(name, folder, outcome.report, thumbnail=thumbnail, note=row["note"])

@@ -5,18 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from histoseg.dicomseries import SUFFIXES, read_series
+from histoseg.dicomseries import read_series
 from histoseg.errors import SlideError
 from histoseg.identity import read_report
 
+# What only slides are called: a file of such a name that OpenSlide does not know is a slide that is damaged.
+SLIDE_SUFFIXES = frozenset({".bif", ".czi", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".vms", ".vmu"})
+# What slides are called, and masks, too.
+DOUBTFUL_SUFFIXES = frozenset({".dcm", ".tif", ".tiff"})
+
 
 def list_series(folder: Path) -> list[Path]:
-    """Return the files of a folder's DICOM series; none where it holds no series, several, or a result."""
-    files = [path for path in list_visible(folder) if path.suffix.lower() in SUFFIXES and path.is_file()]
-    dicom = [path for path in files if detect_format(path) == "dicom"]
-    if not dicom or is_result(folder):
+    """Return the files of a folder's DICOM series; none where there are several, or other slides."""
+    files = list_slides(folder)
+    alone = len(join_series(files)) == 1 and all(detect_format(path) == "dicom" for path in files)
+    return files if alone else []
+
+
+def list_slides(folder: Path) -> list[Path]:
+    """Return the slides that lie directly in a folder, every file of a DICOM series; none of a result.
+
+    Other files than those that slides are called are not opened: there may be thousands of pictures.
+    """
+    if is_result(folder):
         return []
-    return dicom if len(join_series(dicom)) == 1 else []
+    return [path for path in list_visible(folder) if path.is_file() and _is_slide(path)]
+
+
+def _is_slide(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if suffix in SLIDE_SUFFIXES:
+        return True
+    return suffix in DOUBTFUL_SUFFIXES | {""} and detect_format(path) is not None
 
 
 def list_visible(folder: Path) -> list[Path]:

@@ -10,12 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from histoseg.errors import OptionError, SlideError
-from histoseg.fleet.series import detect_format, is_result, join_series, list_series, list_visible
+from histoseg.fleet.series import (
+    DOUBTFUL_SUFFIXES,
+    SLIDE_SUFFIXES,
+    detect_format,
+    is_result,
+    join_series,
+    list_series,
+    list_slides,
+    list_visible,
+)
 
-# What only slides are called: a file of such a name that OpenSlide does not know is a slide that is damaged.
-SLIDE_SUFFIXES = frozenset({".bif", ".czi", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".vms", ".vmu"})
-# What slides are called, and masks, too.
-DOUBTFUL_SUFFIXES = frozenset({".dcm", ".tif", ".tiff"})
 # Lists, and what parts their columns.
 LIST_SUFFIXES = {".csv": ",", ".txt": "\t"}
 TRUTH_SUFFIXES = (
@@ -40,7 +45,8 @@ class Sources:
 
     slides: tuple[SlideSource, ...]
     passed_over: tuple[str, ...] = ()
-    """One line for each file of a folder that may have been meant as a slide, and is none."""
+    """One line for each file of a folder that may have been meant as a slide, and is none, and for each
+    folder in it that holds slides and is not looked into."""
 
 
 def find_slides(arguments: Sequence[str], *, truth: Path | None = None) -> Sources:
@@ -103,10 +109,16 @@ def pair_truths(slides: Sequence[SlideSource], truth: Path) -> list[SlideSource]
     """Return the slides with their truths; what a list has paired stays.
 
     Raises:
-        OptionError: A file is given for several slides, or a folder holds none for a slide, or two.
+        OptionError: A file is given for several slides, or nothing is there, or a folder holds none for a
+            slide, or two.
     """
     if not truth.is_dir():
         if len(slides) > 1:
+            if not truth.exists():
+                raise OptionError(
+                    f"--truth {truth}: no such file or folder, expected a folder of truths that are named "
+                    "like the slides"
+                )
             raise OptionError(
                 f"--truth is the truth of one slide, but there are {len(slides)}; give a folder of truths "
                 "that are named like the slides, or a list with a second column"
@@ -207,7 +219,9 @@ def list_folder(folder: Path) -> Sources:
     dicom: list[Path] = []
     for path in list_visible(folder):
         if path.is_dir():
-            slides += [_name_series(path)] if list_series(path) else []
+            inside = _look_inside(folder, path)
+            slides += inside.slides
+            passed_over += inside.passed_over
         elif (kind := detect_format(path)) == "dicom":
             dicom.append(path)
         elif kind is not None or path.suffix.lower() in SLIDE_SUFFIXES:
@@ -225,6 +239,18 @@ def list_folder(folder: Path) -> Sources:
             f"by a pattern, such as '{folder}/**/*.svs'"
         )
     return Sources(tuple(sorted(slides, key=lambda slide: slide.path)), tuple(passed_over))
+
+
+def _look_inside(folder: Path, inner: Path) -> Sources:
+    """Return the slide that a folder inside a folder is, or a line about its slides, which do not run."""
+    if list_series(inner):
+        return Sources((_name_series(inner),))
+    slides = join_series(list_slides(inner))
+    if not slides:
+        return Sources(())
+    what = "1 slide inside is" if len(slides) == 1 else f"{len(slides)} slides inside are"
+    advice = f"name the folder, or use '{folder}/**/*{slides[0].suffix}'"
+    return Sources((), (f"{inner}: {what} not looked into; {advice}",))
 
 
 def _name_series(folder: Path) -> SlideSource:

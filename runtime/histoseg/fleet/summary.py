@@ -16,9 +16,12 @@ from histoseg.atomic import write_whole
 from histoseg.errors import OutputError
 from histoseg.fleet.run import Outcome
 from histoseg.fleet.sources import SlideSource
+from histoseg.fleet.words import explain_enlargement, list_notes, shorten_reason
 
 CSV_NAME, JSON_NAME = "summary.csv", "summary.json"
-COLUMNS = ("slide", "folder", "status", "reason", "seconds", "mm2", "tiles", "provider")
+COLUMNS = ("slide", "folder", "status", "reason", "note", "seconds", "mm2", "tiles", "provider")
+STATUSES = ("done", "skipped", "failed", "stopped")
+DICE_DIGITS = 4
 UNITS_PER_MM2 = 1e6
 
 Row = dict[str, Any]
@@ -33,7 +36,8 @@ def build_row(slide: SlideSource, outcome: Outcome | None) -> Row:
 
     Returns:
         `slide` and `folder`, seen from the output folder; `status`: done, skipped (it was finished before),
-        failed or stopped; `reason` of a failure, in one line; `seconds`; `mm2` of the slide that the model
+        failed or stopped; `reason` of a failure, in one line; `note`, what a person should know before
+        trusting the figures; `seconds`; `mm2` of the slide that the model
         ran on; `tiles` run; `provider`; `class_mm2` and `dice` by class, the background left out, the latter
         empty without a truth, and `None` for a class that is not present. What is not known is `None`.
     """
@@ -42,7 +46,7 @@ def build_row(slide: SlideSource, outcome: Outcome | None) -> Row:
     if outcome is None:
         return row
     if outcome.report is None:
-        reason = " ".join((outcome.reason or "").split())
+        reason = shorten_reason(outcome.reason or "", slide.path, slide.name)
         return row | {"status": "failed", "reason": reason, "seconds": outcome.seconds}
     return row | _read_report(outcome.report)
 
@@ -50,15 +54,21 @@ def build_row(slide: SlideSource, outcome: Outcome | None) -> Row:
 def _read_report(report: Mapping[str, Any]) -> Row:
     classes = _leave_background(report, report["classes"])
     scores = _leave_background(report, report["score"]["classes"]) if report.get("score") else []
+    notes = [*list_notes(report), explain_enlargement(report)]
     return {
         "status": "skipped" if report.get("skipped") else "done",
+        "note": "; ".join(note for note in notes if note) or None,
         "seconds": report["seconds"]["total"],
         "mm2": round(measure_area(report), 6),
         "tiles": report["tiles"]["run"],
         "provider": report["provider"],
         "class_mm2": {each["name"]: round(each["area_mm2"], 6) for each in classes},
-        "dice": {each["name"]: each["dice"] for each in scores},
+        "dice": {each["name"]: _round_dice(each["dice"]) for each in scores},
     }
+
+
+def _round_dice(dice: float | None) -> float | None:
+    return None if dice is None else round(dice, DICE_DIGITS)
 
 
 def measure_area(report: Mapping[str, Any]) -> float:
@@ -75,9 +85,9 @@ def _leave_background(
 
 
 def count_statuses(rows: Iterable[Row]) -> dict[str, int]:
-    """Return how many slides are done, skipped and failed."""
+    """Return how many slides are done, skipped, failed and stopped."""
     counts = Counter(row["status"] for row in rows)
-    return {status: counts[status] for status in ("done", "skipped", "failed")}
+    return {status: counts[status] for status in STATUSES}
 
 
 def write_summary(out: Path, rows: Sequence[Row]) -> Path:

@@ -1,10 +1,13 @@
-"""What a fleet says to people: a line for each finished slide, a table of those that failed."""
+"""What a fleet says to people: a line for each finished slide, its notes, a table of those that failed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
+
+# A slide that is enlarged more than this does not look like what any model was trained on.
+MOST_ENLARGED = 4
 
 
 def summarize(report: Mapping[str, Any], folder: Path) -> str:
@@ -13,15 +16,26 @@ def summarize(report: Mapping[str, Any], folder: Path) -> str:
     if report.get("skipped"):
         return f"{name}: was finished before, --overwrite runs it again -> {folder}"
     tiles, seconds = report["tiles"], report["seconds"]["total"]
-    parts = [*_say_areas(report), *_say_dices(report)]
-    if note := (report["tissue"] or {}).get("note"):
-        parts.append(note)
-    elif not tiles["run"]:
-        parts.append("no tissue found (--no-tissue runs every tile)")
-    if note := (report["objects"] or {}).get("note"):
-        parts.append(note)
-    parts.append(f"{tiles['run']} of {tiles['total']} tiles on {report['provider']}, {seconds:.1f} s")
+    speed = f"{tiles['run']} of {tiles['total']} tiles on {report['provider']}, {seconds:.1f} s"
+    parts = [*_say_areas(report), *_say_dices(report), *list_notes(report), speed]
     return f"{name}: {', '.join(parts)} -> {folder}"
+
+
+def list_notes(report: Mapping[str, Any]) -> list[str]:
+    """Return what a person should know of tissue and objects before trusting the figures."""
+    tissue, objects = ((report[key] or {}).get("note") for key in ("tissue", "objects"))
+    if not tissue and not report["tiles"]["run"]:
+        tissue = "no tissue found (--no-tissue runs every tile)"
+    return [note for note in (tissue, objects) if note]
+
+
+def explain_enlargement(report: Mapping[str, Any]) -> str | None:
+    """Return a warning where a slide was enlarged far beyond what it holds (`--allow-coarse`)."""
+    given, stated = report["options"]["mpp"], report["slide"]["spacing_um_px"]
+    own, used = given or max(stated or [0]), report["spacing_um_px"]
+    if own <= MOST_ENLARGED * used:
+        return None
+    return f"enlarged {own / used:.0f}-fold ({own:.4g} to {used:.4g} um/px); the model was not made for this"
 
 
 def _say_areas(report: Mapping[str, Any]) -> list[str]:
@@ -35,7 +49,7 @@ def _say_areas(report: Mapping[str, Any]) -> list[str]:
 
 
 def _say_dices(report: Mapping[str, Any]) -> list[str]:
-    scores = report["score"]["classes"] if "score" in report else []
+    scores = report["score"]["classes"] if report.get("score") else []
     return [
         f"Dice {entry['name']} " + ("not present" if entry["dice"] is None else f"{entry['dice']:.3f}")
         for entry in scores
@@ -45,7 +59,7 @@ def _say_dices(report: Mapping[str, Any]) -> list[str]:
 
 def format_failures(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return a table of the slides that failed and why; empty where none has."""
-    failed = [(Path(row["slide"]).name, _shorten(row)) for row in rows if row["status"] == "failed"]
+    failed = [(Path(row["slide"]).name, row["reason"]) for row in rows if row["status"] == "failed"]
     if not failed:
         return ""
     width = max(len(name) for name, _ in failed)
@@ -53,6 +67,16 @@ def format_failures(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([head, *(f"  {name:<{width}}  {reason}" for name, reason in failed)])
 
 
-def _shorten(row: Mapping[str, Any]) -> str:
-    """Return a reason without the slide that it begins with."""
-    return str(row["reason"]).removeprefix(f"{row['slide']}: ")
+def shorten_reason(reason: str, slide: PurePath, name: str) -> str:
+    """Return a reason in one line, less the slide that it begins with.
+
+    Args:
+        reason: Why the slide failed.
+        slide: The slide, as it was given.
+        name: Of the folder of its results.
+    """
+    line = " ".join(reason.split())
+    for named in (" ".join(str(slide).split()), slide.name, name, slide.stem):
+        if line.startswith(f"{named}: "):
+            return line.removeprefix(f"{named}: ")
+    return line

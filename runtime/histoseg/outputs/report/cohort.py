@@ -40,9 +40,13 @@ class CohortEntry:
     report: dict[str, Any] | None = None
     """What its `report.json` holds; `None` where it failed."""
     failure: str | None = None
-    """Why it failed."""
+    """Why it has no report."""
     thumbnail: bytes | None = None
     """JPEG."""
+    note: str | None = None
+    """What a person should know before trusting the figures."""
+    stopped: bool = False
+    """The run ended before the slide did, which is no failure of the slide."""
 
 
 _Figure = tuple[str | float, str]
@@ -84,8 +88,10 @@ def write_index(path: Path, entries: Sequence[CohortEntry]) -> None:
 
 def build_index(entries: Sequence[CohortEntry]) -> str:
     """Return the page of a cohort; the same entries give the same text."""
-    failed = sum(entry.report is None for entry in entries)
-    title = f"{len(entries)} slide{'s' * (len(entries) != 1)}" + (f", {failed} failed" if failed else "")
+    stopped = sum(entry.stopped for entry in entries)
+    counts = {"failed": sum(entry.report is None for entry in entries) - stopped, "stopped": stopped}
+    title = f"{len(entries)} slide{'s' * (len(entries) != 1)}"
+    title += "".join(f", {count} {what}" for what, count in counts.items() if count)
     scroll = {"class": "scroll card slides", "tabindex": 0, "role": "group", "aria-label": "Slides"}
     parts = (
         show_header(title, RESEARCH_ONLY),
@@ -137,10 +143,14 @@ def _show_slide(entry: CohortEntry) -> Html:
         reason = tag("span", {"class": "reason"}, entry.failure or "no result")
         return tag("span", {"class": "slide"}, inside[0], tag("span", None, inside[1], reason))
     address = f"{quote(os.fsencode(entry.folder))}/{PAGE_NAME}"
+    if entry.note:
+        inside = inside[0], tag("span", None, inside[1], tag("span", {"class": "reason"}, entry.note))
     return tag("a", {"class": "slide", "href": address}, *inside)
 
 
 def _say_status(entry: CohortEntry) -> _Figure:
+    if entry.stopped:
+        return "stopped", "\u2013 Stopped"
     if entry.report is None:
         return "failed", tag("span", {"class": "failed"}, "\u2715 Failed")
     return "done", "\u2713 Done"
