@@ -97,7 +97,7 @@ def test_a_full_disk_is_told_of_in_one_line(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(OutputError, match="make room, and the same command goes on"):
             journal.append({"number": np.array(1)})
     assert (tmp_path / "j").exists()
-    with pytest.raises(OutputError, match="make room$"):
+    with pytest.raises(OutputError, match=r"make room$"):
         Journal(tmp_path / "k", RUN)
     assert not (tmp_path / "k").exists()
 
