@@ -14,6 +14,7 @@ import click
 import histoseg
 from histoseg.command import run_command
 from histoseg.errors import OutputError
+from histoseg.helppage import HelpPage
 
 if TYPE_CHECKING:
     from histoseg_export.describe import ExportOptions
@@ -32,18 +33,24 @@ GATES = (
     ("int8_labels", 0.99, "Gate of int8: share of labels that agree."),
     ("int8_dice_drop", 0.01, "Gate of int8: most that Dice may fall."),
 )
-EXAMPLES = """\b
-Examples:
-  histoseg-export model.keras
-  histoseg-export model.h5 --spacing 0.5 --classes 'background,nucleus=#1b7f3b' --tile 512
-  histoseg-export model.keras --precision fp32,fp16,int8 --calibrate slide.svs -o nuclei.onnx
-  histoseg-export weights.h5 --builder network.py:build --spacing 0.25 --tile 512
-
-\b
---custom-objects FILE.py: a Python file of yours. Its public functions and classes stand for what the model's
-file names and Keras does not know: a layer class by its name, an activation by its name, and a Lambda layer
-by the layer's name ('lambda-1' is lambda_1), as a function of what the layer is given, or as a layer class.
-Code inside a model's file is never run."""
+EXAMPLES = (
+    "histoseg-export model.keras",
+    "histoseg-export model.h5 --spacing 0.5 --classes 'background,nucleus=#1b7f3b' --tile 512",
+    "histoseg-export model.keras --precision fp32,fp16,int8 --calibrate slide.svs -o nuclei.onnx",
+    "histoseg-export weights.h5 --builder network.py:build --spacing 0.25 --tile 512",
+)
+SECTIONS = {
+    "What it is": ("tile", "classes", "spacing", "normalize", "activation", "output"),
+    "Code that the file lacks": ("arch", "builder", "custom_objects"),
+    "What is written": ("out", "precision", "calibrate", "conformance"),
+    "Display": ("version help",),
+}
+MORE = (
+    "--custom-objects FILE.py: a Python file of yours. Its public functions and classes stand for what the "
+    "model's file names and Keras does not know: a layer class by its name, an activation by its name, and a "
+    "Lambda layer by the layer's name ('lambda-1' is lambda_1), as a function of what the layer is given, or "
+    "as a layer class. Code inside a model's file is never run."
+)
 
 
 def _gate_options(function: Callable[..., int]) -> Callable[..., int]:
@@ -57,7 +64,14 @@ def _gate_options(function: Callable[..., int]) -> Callable[..., int]:
     )(function)
 
 
-@click.command(name="histoseg-export", epilog=EXAMPLES, context_settings={"max_content_width": 100})
+@click.command(
+    name="histoseg-export",
+    cls=HelpPage,
+    sections=SECTIONS,
+    examples=EXAMPLES,
+    more=MORE,
+    context_settings={"max_content_width": 100},
+)
 @click.argument("source", metavar="MODEL", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="ONNX file.  [default: MODEL.onnx]")
 @click.option("--tile", type=click.IntRange(min=16), help="Side of the square tiles, in model pixels.")

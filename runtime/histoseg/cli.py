@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -13,6 +13,7 @@ import histoseg
 from histoseg.card import Blend
 from histoseg.command import run_command
 from histoseg.errors import OptionError, OutputError
+from histoseg.helppage import HelpPage
 
 if TYPE_CHECKING:
     from histoseg.fleet import ModelChoice, Order, SlideSource
@@ -26,46 +27,13 @@ EXAMPLES = (
 SECTIONS = {
     "Input and output": ("model", "card", "out", "overwrite", "truth", "roi", "demo"),
     "Segmentation": (
-        "mpp", "allow_coarse", "blend", "overlap", "threshold", "no_tissue", "labels", "probabilities",
+        "mpp", "allow_coarse", "blend", "overlap", "threshold", "no_tissue", "probabilities",
         "dicom_seg", "objects", "min_area_um2", "simplify",
     ),
     "Hardware": ("provider", "threads", "batch", "max_memory", "jobs", "dask"),
     "Display": ("json", "quiet", "version help"),
 }  # fmt: skip
 PROVIDER_NAMES = ("auto", "cpu", "cuda", "tensorrt", "openvino")
-
-
-class SectionedCommand(click.Command):
-    """A command whose options stand under headings, so close together that one screen holds them."""
-
-    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options of each section."""
-        parameters = {parameter.name: parameter for parameter in self.get_params(context)}
-        sections = {
-            heading: [row for names in rows if (row := _join_records(context, names, parameters))]
-            for heading, rows in SECTIONS.items()
-        }
-        width = max(len(left) for rows in sections.values() for left, _ in rows) + 2
-        formatter.write_paragraph()
-        for heading, rows in sections.items():
-            formatter.write(f"{heading}:\n")
-            for left, right in rows:
-                formatter.write(f"  {left:<{width}}{right}\n")
-
-    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the examples."""
-        formatter.write("Examples:\n" + "".join(f"  {line}\n" for line in EXAMPLES))
-
-
-def _join_records(
-    context: click.Context, names: str, parameters: Mapping[str, click.Parameter]
-) -> tuple[str, str] | None:
-    """Return the flags and the help of options that share a line."""
-    found = [parameters[name] for name in names.split() if name in parameters]
-    records = [record for parameter in found if (record := parameter.get_help_record(context))]
-    return (
-        (", ".join(left for left, _ in records), " ".join(right for _, right in records)) if records else None
-    )
 
 
 def _check_provider(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -98,7 +66,13 @@ PATH = click.Path(path_type=Path)
 POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
-@click.command(name="histoseg-run", cls=SectionedCommand, context_settings={"max_content_width": 100})
+@click.command(
+    name="histoseg-run",
+    cls=HelpPage,
+    sections=SECTIONS,
+    examples=EXAMPLES,
+    context_settings={"max_content_width": 100},
+)
 @click.argument("slides", nargs=-1, type=click.Path(), metavar="SLIDE...")
 @click.option("-m", "--model", type=PATH, metavar="FILE", help="ONNX model.  [default: nuclei, built in]")
 @click.option("--card", type=PATH, metavar="FILE", help="Model card (JSON) for a model without one.")
@@ -125,7 +99,7 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
               shell_complete=_complete_provider,
               help=f"{', '.join(PROVIDER_NAMES)}: used or refused.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1, 256), metavar="N",
-              help="CPU threads for the model.  [default: all; few on a GPU]")  # fmt: skip
+              help="CPU threads.  [default: all; few on a GPU]")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1, 1024), metavar="N", help="Tiles at a time.")
 @click.option("--max-memory", metavar="SIZE", callback=_check_size, help="Stay below, such as 1GiB.")
 @click.option("--jobs", type=click.IntRange(1, 256), default=1, metavar="N", help="Slides at a time.")

@@ -10,6 +10,7 @@ import click
 import histoseg
 from histoseg.command import run_command
 from histoseg.errors import HistosegError
+from histoseg.helppage import HelpPage
 
 PACKAGES = (
     "numpy",
@@ -28,7 +29,7 @@ HEADLESS = "opencv-python-headless"
 REMOTE = ("AzureExecutionProvider",)
 
 
-@click.command(name="histoseg-doctor")
+@click.command(name="histoseg-doctor", cls=HelpPage, examples=["histoseg-doctor"])
 @click.version_option(histoseg.__version__)
 def command() -> int:
     """Print what is installed, and try it: read a slide, run a model on every provider.

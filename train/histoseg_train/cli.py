@@ -15,7 +15,9 @@ from histoseg_train.commands.show import show
 from histoseg_train.commands.summary import summary
 
 
-@click.group(name="histoseg-train", context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    name="histoseg-train", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="histoseg-train")
 def command() -> None:
     """Train Keras models that segment tissue."""

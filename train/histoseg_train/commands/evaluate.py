@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from histoseg.helppage import HelpPage
 from histoseg_train.commands.words import format_dice, import_keras
 from histoseg_train.dataset import find_held_out, list_items
 
@@ -28,7 +29,12 @@ PATH = click.Path(path_type=Path)
 BETWEEN_0_AND_1 = click.FloatRange(0, 1, min_open=True, max_open=True)
 
 
-@click.command(short_help="Score a model on images and masks.", context_settings={"show_default": True})
+@click.command(
+    cls=HelpPage,
+    examples=["histoseg-train evaluate model.keras DATA -o scores"],
+    short_help="Score a model on images and masks.",
+    context_settings={"show_default": True, "max_content_width": 100},
+)
 @click.argument("model", type=PATH)
 @click.argument("data", type=PATH)
 @click.option("-o", "--output", type=PATH, help="Folder to make, with JSON, CSV and a contact sheet.")

@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 
 from histoseg.errors import DataError, OptionError, OutputError
+from histoseg.helppage import HelpPage
 from histoseg.transform import Normalization
 from histoseg_train.architectures import ARCHITECTURES, NetworkOptions, parse_architecture
 from histoseg_train.commands.described import take_description, take_recipe
@@ -174,7 +175,27 @@ FIT_OPTIONS = (
 )
 
 
-@click.command(short_help="Train a network on images and masks.", context_settings={"show_default": True})
+EXAMPLES = (
+    "histoseg-train fit DATA -o model.keras --spacing 0.5 --classes background,nucleus",
+    "histoseg-train fit --recipe monuseg-unet --root DATA -o model.keras",
+)
+# Those that a person sets; the recipe or a good default sees to the others.
+SECTIONS = {
+    "Data": ("output", "recipe", "root", "classes", "spacing_um_px", "validation"),
+    "Network": ("arch", "size"),
+    "Training": ("epochs", "steps", "batch", "loss_terms", "learning_rate", "patience", "restart", "seed"),
+    "Changes of patches": ("scale", "elastic", "stain", "color"),
+    "Display": ("tensorboard",),
+}
+
+
+@click.command(
+    cls=HelpPage,
+    sections=SECTIONS,
+    examples=EXAMPLES,
+    short_help="Train a network on images and masks.",
+    context_settings={"show_default": True, "max_content_width": 100},
+)
 @click.argument("data", type=PATH, required=False, is_eager=True, callback=take_description)
 @click.option("-o", "--output", required=True, type=PATH, help="The model: a .keras or .h5 file.")
 @add_options(DATA, SAMPLING_OPTIONS, CLAHE, MODEL_OPTIONS, PATCHES, FIT_OPTIONS)

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 
 from histoseg.cli import expand_slides
+from histoseg.helppage import HelpPage
 from histoseg_train.commands.words import parse_classes
 from histoseg_train.cutting import CutOptions, check_slides, pair_slides
 from histoseg_train.patchset import Tally, split_slides, write_patches
@@ -20,7 +21,10 @@ POSITIVE = click.FloatRange(0, min_open=True)
 
 
 @click.command(
-    short_help="Cut slides with annotations into patches.", context_settings={"show_default": True}
+    cls=HelpPage,
+    examples=["histoseg-train patches 'slides/*.svs' --annotations xml/ -o DATA --classes background,tumour"],
+    short_help="Cut slides with annotations into patches.",
+    context_settings={"show_default": True, "max_content_width": 100},
 )
 @click.argument("slides", nargs=-1, required=True, metavar="SLIDES...")
 @click.option(

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from histoseg.atomic import write_whole
 from histoseg.errors import OutputError
+from histoseg.helppage import HelpPage
 from histoseg_train.commands.described import take_description
 from histoseg_train.commands.options import (
     CLAHE,
@@ -32,8 +33,18 @@ from histoseg_train.statistics import ClassCount
 PATH = click.Path(path_type=Path)
 
 
+SECTIONS = {
+    "Data": ("output", "root", "classes", "spacing_um_px", "images", "draws", "seed"),
+    "Changes of patches": ("size", "scale", "elastic", "stain", "color"),
+}
+
+
 @click.command(
-    short_help="Look at a training set as a network sees it.", context_settings={"show_default": True}
+    cls=HelpPage,
+    sections=SECTIONS,
+    examples=["histoseg-train show DATA -o sheet.png --spacing 0.5 --classes background,nucleus"],
+    short_help="Look at a training set as a network sees it.",
+    context_settings={"show_default": True, "max_content_width": 100},
 )
 @click.argument("data", type=PATH, is_eager=True, callback=take_description)
 @click.option("-o", "--output", required=True, type=PATH, help="The contact sheet, a PNG file.")

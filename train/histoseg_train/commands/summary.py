@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from histoseg.helppage import HelpPage
 from histoseg_train.architectures import ARCHITECTURES, parse_architecture
 from histoseg_train.commands.words import import_keras
 
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    short_help="Say what a network is made of and what it costs.", context_settings={"show_default": True}
+    cls=HelpPage,
+    examples=["histoseg-train summary unet-w16-d4 --tile 512"],
+    short_help="Say what a network is made of and what it costs.",
+    context_settings={"show_default": True, "max_content_width": 100},
 )
 @click.argument("arch")
 @click.option("--tile", "tile_px", default=512, type=click.IntRange(1), help="Width and height of the input.")
