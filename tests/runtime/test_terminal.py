@@ -291,11 +291,12 @@ def test_a_slides_last_tile_is_told_at_once() -> None:
 # in a process of its own, with or without a terminal
 
 DRIVER = """
-import fcntl, json, os, sys, termios
+import fcntl, json, os, signal, sys, termios
 import click
 from histoseg.command import run_command
 from histoseg.terminal import open_view
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 if os.isatty(2):
     fcntl.ioctl(2, termios.TIOCSCTTY, 0)  # Ctrl-C of this terminal is for this process
 
