@@ -258,6 +258,8 @@ def _work(choice: ModelChoice, order: Order, pipe: Connection[Any, Any], quiet: 
             _serve(choice, order, pipe)
     except Terminated:
         sys.exit(128 + signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an interpreter that ends knows no exceptions any more
 
 
 def _serve(choice: ModelChoice, order: Order, pipe: Connection[Any, Any]) -> None:

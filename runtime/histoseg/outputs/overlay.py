@@ -59,6 +59,9 @@ class Overlay:
     def add(self, m_y: int, labels: Labels) -> None:
         """Take the next rows."""
         del m_y  # bands come in order
+        if self._factor == 1:
+            self._copy(labels)
+            return
         for block in self._blocks.push(labels):
             self._reduce(block)
 
@@ -93,6 +96,13 @@ class Overlay:
     def glance(self) -> Glance:
         """Return what the picture is drawn from; complete once closed, and the slide is not read again."""
         return Glance(self.overview.finish(), self._labels, self._shares)
+
+    def _copy(self, labels: Labels) -> None:
+        """Keep labels that have the picture's size."""
+        rows = slice(self._row, self._row + len(labels))
+        self._labels[rows] = labels
+        self._shares[rows] = np.where(labels == self._background, np.uint8(0), np.uint8(255))
+        self._row += len(labels)
 
     def _reduce(self, block: Labels) -> None:
         """Keep the most frequent class of each cell, the background aside, and its share of the cell."""

@@ -86,7 +86,7 @@ def encode_layer(cover: Labels, color: str) -> bytes:
     image.putpalette(parse_color(color) * STEPS)
     file = io.BytesIO()
     opacities = bytes(step * 255 // (STEPS - 1) for step in range(STEPS))
-    image.save(file, "PNG", bits=4, transparency=opacities, optimize=True)
+    image.save(file, "PNG", bits=4, transparency=opacities, compress_level=6)
     return file.getvalue()
 
 
