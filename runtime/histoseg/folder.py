@@ -19,7 +19,15 @@ from histoseg.errors import HistosegError, OutputError, RoiError, TruthError
 from histoseg.folderlock import OutputInUseError, lock_folder
 from histoseg.owner import OWNER_NAME
 
-__all__ = ["REPORT_NAME", "HeldFolder", "OutputInUseError", "hold_folder", "make_folder", "sync_folder"]
+__all__ = [
+    "REPORT_NAME",
+    "HeldFolder",
+    "OutputInUseError",
+    "hold_folder",
+    "is_result",
+    "make_folder",
+    "sync_folder",
+]
 
 REPORT_NAME = "report.json"
 # A journal does not help against what a run was given.
@@ -93,7 +101,7 @@ class HeldFolder:
         """Give an earlier result its name back, or remove what is left of it, after a kill in `publish`."""
         if not self._old.is_dir():
             return
-        if not self.final.exists() and _is_result(self._old, self.report):
+        if not self.final.exists() and is_result(self._old, self.report):
             self._old.rename(self.final)
         elif {path.name for path in self._old.iterdir()} <= self.names:
             shutil.rmtree(self._old, ignore_errors=True)
@@ -191,7 +199,7 @@ def refuse_foreign(final: Path, names: Collection[str], report: str = REPORT_NAM
     """
     if not final.exists():
         return
-    if not _is_result(final, report):
+    if not is_result(final, report):
         raise OutputError(
             f"{final} exists and holds no histoseg result, expected a free name; choose another -o"
         )
@@ -203,7 +211,8 @@ def refuse_foreign(final: Path, names: Collection[str], report: str = REPORT_NAM
         )
 
 
-def _is_result(folder: Path, report: str) -> bool:
+def is_result(folder: Path, report: str = REPORT_NAME) -> bool:
+    """Return whether a folder is one that this package has written."""
     try:
         document = json.loads((folder / report).read_bytes())
     except (OSError, ValueError):

@@ -220,3 +220,15 @@ def test_the_first_naming_of_a_slide_stands(tmp_path: Path) -> None:
 def test_a_model_choice_that_options_do_not_fit_is_refused(models: Path) -> None:
     with pytest.raises(OptionError, match="3 classes"):
         ModelChoice(models / "constant.onnx", "cpu").open(RunOptions(threshold=0.5))
+
+
+def test_a_result_of_a_live_slide_is_no_slide_either(tmp_path: Path, real_svs: Path) -> None:
+    """Its report names no run that could be known again."""
+    (tmp_path / "a.svs").symlink_to(real_svs)
+    result = tmp_path / "live"
+    result.mkdir()
+    (result / "report.json").write_text('{"histoseg": "0.1.0", "run": null}')
+    (result / "labels.svs").symlink_to(real_svs)
+    found = find_slides([str(tmp_path)])
+    assert [slide.name for slide in found.slides] == ["a"]
+    assert found.passed_over == ()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from histoseg.dicomseries import read_series
 from histoseg.errors import SlideError
-from histoseg.identity import read_report
+from histoseg.folder import is_result
 
 # What only slides are called: a file of such a name that OpenSlide does not know is a slide that is damaged.
 SLIDE_SUFFIXES = frozenset({".bif", ".czi", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".vms", ".vmu"})
@@ -75,8 +75,3 @@ def detect_format(path: Path) -> str | None:
         ) from error
     vendor = openslide.OpenSlide.detect_format(path)
     return None if vendor is None else str(vendor)
-
-
-def is_result(folder: Path) -> bool:
-    """Return whether a folder is one that a run has written."""
-    return "histoseg" in (read_report(folder) or {})

@@ -14,12 +14,12 @@ from histoseg.fleet.series import (
     DOUBTFUL_SUFFIXES,
     SLIDE_SUFFIXES,
     detect_format,
-    is_result,
     join_series,
     list_series,
     list_slides,
     list_visible,
 )
+from histoseg.folder import is_result
 
 # Lists, and what parts their columns.
 LIST_SUFFIXES = {".csv": ",", ".txt": "\t"}
