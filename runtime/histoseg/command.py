@@ -29,7 +29,7 @@ class _Interrupted(BaseException):
 
 def run_command(command: click.Command) -> NoReturn:
     """Run a click command and exit: no traceback for what a person can repair."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be no text at all
@@ -86,5 +86,6 @@ def _say_stopped(how: str, words: list[str]) -> None:
     click.echo(f"{words[0]}: {how}{advice}", err=True)
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+def terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """Handle SIGTERM."""
     raise Terminated

@@ -24,7 +24,7 @@ from histoseg.outputs.report import write_report
 from histoseg.outputs.results import FILE_NAMES, Results
 from histoseg.outputs.tissue import write_tissue
 from histoseg.panels import join_panels
-from histoseg.progress import ProgressMeter, RunProgress
+from histoseg.progress import STAGES, ProgressMeter, RunProgress
 from histoseg.providers import import_onnxruntime
 from histoseg.resuming import KeptRows
 from histoseg.runreport import describe_run
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 PAGE_NAME = "report.html"
 JOURNAL_NAME = ".journal"
 OUTPUT_NAMES = (*FILE_NAMES, "tissue.png", PAGE_NAME, REPORT_NAME)
-STAGES = ("read", "infer", "blend", "write")
 
 
 def segment_slide(  # noqa: PLR0913

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from histoseg.cpu import count_cpus
 from histoseg.errors import HistosegError, ModelError, ProviderError
 from histoseg.libraries import explain_failure, prepare_libraries, shorten
-from histoseg.providers import PROVIDERS, find_key, find_ort_name, list_arguments
+from histoseg.providers import find_key, find_ort_name, has_device, list_arguments
 
 if TYPE_CHECKING:
     from histoseg.card import Precision
@@ -70,8 +70,7 @@ def load_plainly(ort: Any, model: Path) -> Any:
 
 
 def _choose_threads(provider: str) -> int:
-    on_gpu = provider in PROVIDERS and PROVIDERS[provider].device is not None
-    return min(count_cpus(), GPU_THREADS) if on_gpu else count_cpus()
+    return min(count_cpus(), GPU_THREADS) if has_device(provider) else count_cpus()
 
 
 def _build_options(ort: Any, threads: int) -> Any:

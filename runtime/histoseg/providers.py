@@ -138,6 +138,11 @@ def known_provider(name: str) -> bool:
     return name in import_onnxruntime().get_all_providers()
 
 
+def has_device(name: str) -> bool:
+    """Return whether a provider, by its key in `PROVIDERS`, runs models on a device of its own: a GPU."""
+    return name in PROVIDERS and PROVIDERS[name].device is not None
+
+
 def require_suited(provider: str, card: ModelCard, name: str) -> None:
     """Refuse a provider that a model's precision is not for, whatever its card says; or its card refuses.
 

@@ -23,7 +23,7 @@ from histoseg.cpu import INT8_DOT_PRODUCTS, read_int8_instructions
 from histoseg.errors import CardError, HistosegError, ModelError, ProviderError
 from histoseg.libraries import shorten, suggest_repair
 from histoseg.load import count_placement, load_on, load_plainly, require_placement
-from histoseg.providers import PROVIDERS, choose_providers, import_onnxruntime, require_suited
+from histoseg.providers import PROVIDERS, choose_providers, has_device, import_onnxruntime, require_suited
 from histoseg.tensors import prepare_input, read_output, shape_output
 
 if TYPE_CHECKING:
@@ -212,8 +212,7 @@ def bind_runner(ort: Any, session: Any, card: ModelCard, *, device: str, output_
 
 def _name_run_failure(provider: str, said: str) -> HistosegError:
     """Return the error that a failed run is: the provider's, when it speaks of NVIDIA's libraries."""
-    known = PROVIDERS.get(provider)
-    if known and known.device and DEVICE_FAILURE.search(said):
+    if has_device(provider) and DEVICE_FAILURE.search(said):
         return ProviderError(
             f"provider '{provider}' failed: {shorten(said)}; {suggest_repair(provider, said)}"
         )

@@ -14,12 +14,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import Queue
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import histoseg
 from histoseg.errors import HistosegError, ModelError
+from histoseg.fleet.here import Runner
 from histoseg.fleet.run import FleetError, ModelChoice, ModelFacts, Order, Outcome, place_absolutely
 from histoseg.fleet.tasks import ModelFile, hand_on, open_task, run_task
 
@@ -38,7 +38,7 @@ PATIENCE_SECONDS = 90.0
 TELL_SECONDS = 1.0
 
 
-class Cluster:
+class Cluster(Runner):
     """Runs slides on the workers of a Dask cluster that is there already."""
 
     def __init__(self, choice: ModelChoice, order: Order, address: str) -> None:
@@ -67,16 +67,6 @@ class Cluster:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        """Return the runner itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave the cluster."""
-        self.close()
 
     def close(self) -> None:
         """Leave the cluster: what still runs there stops within a batch; what it had done is kept."""

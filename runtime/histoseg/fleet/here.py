@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from histoseg.fleet.run import ModelChoice, ModelFacts, Order, Outcome, run_slide
 from histoseg.fleet.sources import SlideSource
@@ -14,25 +15,33 @@ Emit = Callable[[int, dict[str, Any]], None]
 """Takes the number of a slide and one of its events: `slide`, `tiles` or `note`."""
 
 
-class Runner(Protocol):
+class Runner(ABC):
     """Runs slides. A context manager: what it has started ends with it."""
 
     facts: ModelFacts
     jobs: int
     """Slides at a time."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        """Return the runner itself."""
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        """Close it."""
+        self.close()
 
+    @abstractmethod
+    def close(self) -> None:
+        """End what it has started."""
+
+    @abstractmethod
     def run(self, slides: Sequence[SlideSource], emit: Emit) -> Iterator[tuple[int, Outcome]]:
         """Yield the number of each slide and how it ended, in the order in which they end."""
-        ...
 
 
-class Here:
+class Here(Runner):
     """Runs slides in this process."""
 
     jobs = 1
@@ -47,13 +56,7 @@ class Here:
         self._session = choice.open(order.options)
         self.facts = ModelFacts.of(self._session)
 
-    def __enter__(self) -> Self:
-        """Return the runner itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         """Release the model."""
         self._session.__exit__(None, None, None)
 

@@ -13,7 +13,7 @@ import histoseg
 from histoseg.fleet.run import FleetError, ModelChoice, ModelFacts, Order, Outcome, run_slide
 from histoseg.fleet.sources import SlideSource
 from histoseg.options import RunOptions, check_options
-from histoseg.providers import PROVIDERS
+from histoseg.providers import has_device
 
 if TYPE_CHECKING:
     from histoseg.session import Session
@@ -127,7 +127,6 @@ def _find_session(worker: Any, model: ModelFile, options: RunOptions) -> Session
 
 
 def _open_packed(model: ModelFile, options: RunOptions, *, threads: int) -> Session:
-    known = PROVIDERS.get(model.provider)
     with tempfile.TemporaryDirectory(prefix="histoseg-") as name:
         path, card = Path(name) / model.name, Path(name) / "given" / "card.json"
         path.write_bytes(model.data)
@@ -141,7 +140,7 @@ def _open_packed(model: ModelFile, options: RunOptions, *, threads: int) -> Sess
             model.provider,
             card if model.card is not None else None,
             # a worker's threads are its share of the machine
-            model.threads or (None if known and known.device else threads),
+            model.threads or (None if has_device(model.provider) else threads),
         ).open(options)
 
 

@@ -17,14 +17,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any
 
-from histoseg.command import Terminated
+from histoseg.command import Terminated, terminate
 from histoseg.cpu import count_cpus
 from histoseg.errors import HistosegError
+from histoseg.fleet.here import Runner
 from histoseg.fleet.run import FleetError, ModelChoice, ModelFacts, Order, Outcome, run_slide
-from histoseg.providers import PROVIDERS
+from histoseg.providers import has_device
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -50,7 +50,7 @@ class _Worker:
     ready: bool = False
 
 
-class Workers:
+class Workers(Runner):
     """Runs slides in processes of this machine."""
 
     def __init__(self, choice: ModelChoice, order: Order, jobs: int) -> None:
@@ -75,16 +75,6 @@ class Workers:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        """Return the runner itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End the processes."""
-        self.close()
 
     def close(self) -> None:
         """End the processes: the idle ones at once, the others within a batch; what they had done is kept."""
@@ -206,8 +196,7 @@ class Workers:
 
 def share_threads(provider: str, jobs: int) -> int | None:
     """Return the threads for the model of each of `jobs` workers; `None`, the usual, on a GPU."""
-    known = PROVIDERS.get(provider)
-    return None if known and known.device else max(1, count_cpus() // jobs)
+    return None if has_device(provider) else max(1, count_cpus() // jobs)
 
 
 def explain_end(code: int | None) -> str:
@@ -253,7 +242,7 @@ def _work(choice: ModelChoice, order: Order, pipe: Connection[Any, Any], quiet: 
     if quiet:  # all workers would warn of the same
         logging.getLogger("histoseg").setLevel(logging.ERROR)
     try:
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, terminate)
         with suppress(EOFError, BrokenPipeError, ConnectionResetError):
             _serve(choice, order, pipe)
     except Terminated:
@@ -272,7 +261,3 @@ def _serve(choice: ModelChoice, order: Order, pipe: Connection[Any, Any]) -> Non
         pipe.send(ModelFacts.of(session))
         while True:
             pipe.send(run_slide(pipe.recv(), session, order, pipe.send))
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated

@@ -7,8 +7,7 @@ the level above.
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 PALETTE = 3
 
 
-class LabelPyramid:
+class LabelPyramid(TilePyramid):
     """Writes `labels.tif` from bands of labels. A context manager: leaving it unclosed removes the file."""
 
     def __init__(
@@ -59,17 +58,7 @@ class LabelPyramid:
         palette = [int(value) for value in build_palette(colors).ravel()]
         entries = {PHOTOMETRIC: Entry("short", [PALETTE]), COLOR_MAP: Entry("short", palette)}
         frame = Frame(m_size, spacing_um_px, 1, build_ome_xml(image), entries)
-        self._pyramid = TilePyramid(path, frame, halve_labels)
-
-    def __enter__(self) -> Self:
-        """Return the pyramid itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Remove what was not closed."""
-        self._pyramid.__exit__(kind, error, trace)
+        super().__init__(path, frame, halve_labels)
 
     def add(self, m_y: int, labels: Labels) -> None:
         """Take the next rows.
@@ -78,15 +67,7 @@ class LabelPyramid:
             OutputError: They cannot be written.
         """
         del m_y  # bands come in order
-        self._pyramid.add(labels[..., np.newaxis])
-
-    def close(self) -> None:
-        """Finish the file.
-
-        Raises:
-            OutputError: It cannot be written.
-        """
-        self._pyramid.close()
+        self.take(labels[..., np.newaxis])
 
 
 def halve_labels(labels: Labels) -> Labels:

@@ -7,8 +7,7 @@ mean of the level above. Of two classes only the second is written: the first is
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 MIN_IS_BLACK = 1
 
 
-class ProbabilityPyramid:
+class ProbabilityPyramid(TilePyramid):
     """Writes `probabilities.tif` from bands. A context manager: leaving it unclosed removes the file."""
 
     def __init__(
@@ -58,17 +57,7 @@ class ProbabilityPyramid:
         )
         entries = {PHOTOMETRIC: Entry("short", [MIN_IS_BLACK])}
         frame = Frame(m_size, spacing_um_px, len(image.channels), build_ome_xml(image), entries)
-        self._pyramid = TilePyramid(path, frame, halve_probabilities)
-
-    def __enter__(self) -> Self:
-        """Return the pyramid itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Remove what was not closed."""
-        self._pyramid.__exit__(kind, error, trace)
+        super().__init__(path, frame, halve_probabilities)
 
     def add(self, m_y: int, probabilities: NDArray[np.uint8]) -> None:
         """Take the next rows, `(rows, width, classes)` uint8, of all classes; see `quantize_probabilities`.
@@ -77,15 +66,7 @@ class ProbabilityPyramid:
             OutputError: They cannot be written.
         """
         del m_y  # bands come in order
-        self._pyramid.add(probabilities[..., self._first :])
-
-    def close(self) -> None:
-        """Finish the file.
-
-        Raises:
-            OutputError: It cannot be written.
-        """
-        self._pyramid.close()
+        self.take(probabilities[..., self._first :])
 
 
 def quantize_probabilities(probabilities: Floats) -> NDArray[np.uint8]:

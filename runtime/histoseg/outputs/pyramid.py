@@ -90,7 +90,7 @@ class TilePyramid:
         """Remove what was not closed."""
         self._stream.__exit__(kind, error, trace)
 
-    def add(self, rows: Values) -> None:
+    def take(self, rows: Values) -> None:
         """Take the next rows, `(rows, width, planes)` uint8.
 
         Raises:
