@@ -47,6 +47,22 @@ def test_image_and_mask_move_together(height: int, width: int, size: int, seed: 
 
 
 @settings(deadline=None, max_examples=40)
+@given(
+    size=st.sampled_from([32, 64]), seed=st.integers(0, 999), classes=st.integers(2, 6), bent=st.booleans()
+)
+def test_shares_move_with_the_image(size: int, seed: int, classes: int, bent: bool) -> None:
+    sample = image_that_shows_its_mask(80, 100, seed)
+    shares = np.zeros((80, 100, classes), np.uint8)
+    shares[..., -1], shares[..., 0] = sample.rgb[..., 0], 255 - sample.rgb[..., 0]
+    options = AugmentOptions(scale=1.3, elastic=float(bent)).without_color()
+    rng = np.random.default_rng(seed)
+    patch = draw_patch(replace(sample, shares=shares), rng, size=size, foreground=0.5, options=options)
+    assert patch.shares is not None
+    np.testing.assert_array_equal(patch.shares[..., -1], patch.rgb[..., 0])
+    assert np.abs(patch.shares.sum(axis=-1, dtype=int) - 255).max() <= 1
+
+
+@settings(deadline=None, max_examples=40)
 @given(size=st.sampled_from([32, 64]), seed=st.integers(0, 999), scale=st.floats(1, 2))
 def test_image_and_mask_are_scaled_together(size: int, seed: int, scale: float) -> None:
     sample = image_that_shows_its_mask(80, 100, seed)

@@ -32,7 +32,8 @@ def stems(dataset: Dataset, *, held_out: bool) -> list[str]:
 def write_toml(folder: Path, **extra: str) -> Path:
     lines = {"name": '"a"', "images": '"images"', "masks": '"masks"', "spacing_um_px": "0.5", **extra}
     path = folder / "set.toml"
-    path.write_text("[[source]]\n" + "".join(f"{key} = {value}\n" for key, value in lines.items()))
+    written = "".join(f"{key} = {value}\n" for key, value in lines.items() if value)
+    path.write_text(f"[[source]]\n{written}")
     return path
 
 
@@ -75,6 +76,16 @@ def test_values_keep_zero_for_the_background(make_folder: MakeFolder) -> None:
     assert dict(dataset.items[0].rule.values) == {0: 0, 1: 1, 2: 1}
 
 
+def test_images_without_masks_are_never_held_out(make_folder: MakeFolder) -> None:
+    path = write_toml(make_folder(4))
+    bare = '[[source]]\nname = "bare"\nimages = "images"\nspacing_um_px = 0.5\n'
+    path.write_text(path.read_text() + bare)
+    dataset = find_dataset(path, validation=0.9)
+    assert [item.source for item in dataset.training].count("bare") == 4
+    assert {item.source for item in dataset.labelled} == {"a"}
+    assert dataset.sources[1]["masks"].startswith("none")
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
@@ -89,6 +100,8 @@ def test_values_keep_zero_for_the_background(make_folder: MakeFolder) -> None:
         ({"images": '"absent"'}, "no such folder"),
         ({"list": '"absent.txt"'}, "cannot read the list"),
         ({"held_out": '["*"]'}, "0 images to train on"),
+        ({"masks": "", "held_out": '["im1"]'}, "expected both or neither"),
+        ({"masks": ""}, "0 held out"),
     ],
 )
 def test_wrong_dataset_files_are_refused(make_folder: MakeFolder, extra: dict, message: str) -> None:

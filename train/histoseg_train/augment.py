@@ -62,7 +62,7 @@ def draw_patch(
         options: The changes.
 
     Returns:
-        A patch `(size, size, 3)` and its mask `(size, size)`, changed alike.
+        A patch `(size, size, 3)` and its mask `(size, size)`, changed alike, and its shares.
     """
     zoom = float(np.exp(rng.uniform(-1, 1) * np.log(options.scale)))
     center = _draw_center(sample.labels, rng, foreground=foreground)
@@ -73,16 +73,18 @@ def draw_patch(
     patch = _cut(sample, np.round(corner) if zoom == 1 else corner, size=size, zoom=zoom, bend=bend)
     if options.turns:
         patch = turn(patch, quarter_turns=int(rng.integers(4)), mirrored=bool(rng.integers(2)))
-    return Sample(change_colors(patch.rgb, rng, options=options), patch.labels)
+    return replace(patch, rgb=change_colors(patch.rgb, rng, options=options))
 
 
 def turn(sample: Sample, *, quarter_turns: int, mirrored: bool) -> Sample:
-    """Return image and mask turned counter-clockwise and, before that, mirrored left to right."""
+    """Return a sample turned counter-clockwise and, before that, mirrored left to right."""
     step = -1 if mirrored else 1
-    rgb = np.rot90(sample.rgb[:, ::step], quarter_turns)
-    return Sample(
-        np.ascontiguousarray(rgb), np.ascontiguousarray(np.rot90(sample.labels[:, ::step], quarter_turns))
-    )
+
+    def move(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.ascontiguousarray(np.rot90(pixels[:, ::step], quarter_turns))
+
+    shares = None if sample.shares is None else move(sample.shares)
+    return Sample(move(sample.rgb), move(sample.labels), shares)
 
 
 def change_colors(
@@ -230,7 +232,11 @@ def _cut(
             cv2.warpAffine(pixels, back, (size, size), flags=flags, borderMode=border), np.uint8
         )
 
-    return Sample(warp(sample.rgb, cv2.INTER_LINEAR), warp(sample.labels, cv2.INTER_NEAREST))
+    shares = None
+    if sample.shares is not None:
+        # of more than four channels OpenCV warps none
+        shares = np.dstack([warp(plane, cv2.INTER_LINEAR) for plane in np.moveaxis(sample.shares, -1, 0)])
+    return Sample(warp(sample.rgb, cv2.INTER_LINEAR), warp(sample.labels, cv2.INTER_NEAREST), shares)
 
 
 def _place_bend(bend: NDArray[np.float32], back: NDArray[np.float64]) -> list[NDArray[np.float32]]:

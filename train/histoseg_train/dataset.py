@@ -48,8 +48,9 @@ class Source:
 
     name: str
     images: str
-    masks: str
     spacing_um_px: float
+    masks: str | None = None
+    """Without any, only the teachers of `histoseg-train fit --teacher` say what the images show."""
     stems: tuple[str, ...] = ("*",)
     """Names without suffix, or patterns with `*` and `?`, of the images to use."""
     list: str | None = None
@@ -84,7 +85,8 @@ class Item:
     source: str
     stem: str
     image: Path
-    mask: Path
+    mask: Path | None
+    """`None` when nothing says what the image shows but teachers."""
     spacing_um_px: float | None
     """`None` when the image already has the model's um/px."""
     rule: MaskRule
@@ -122,6 +124,11 @@ class Dataset:
     def held_out(self) -> tuple[Item, ...]:
         """Return the items kept for validation."""
         return tuple(item for item in self.items if item.held_out)
+
+    @property
+    def labelled(self) -> tuple[Item, ...]:
+        """Return the items that have a mask."""
+        return tuple(item for item in self.items if item.mask is not None)
 
 
 def find_dataset(
@@ -199,7 +206,10 @@ def _find_sources(path: Path, root: Path) -> Dataset:
     items: list[Item] = []
     for source in sources:
         items += _find_source(source, path, root)
-    words = (_describe(s.name, s.licence, s.citation, dilate_um=s.dilate_um) for s in sources)
+    words = [_describe(s.name, s.licence, s.citation, dilate_um=s.dilate_um) for s in sources]
+    for source, said in zip(sources, words, strict=True):
+        if source.masks is None:
+            said["masks"] = "none: teachers say what the images show"
     return Dataset(tuple(items), tuple(words))
 
 
@@ -240,10 +250,15 @@ def _find_source(source: Source, path: Path, root: Path) -> list[Item]:
         dilate_um=source.dilate_um,
     )
     patterns = source.stems if source.list is None else _read_list(root / source.list)
-    items = list(_pair(blank, root / source.images, root / source.masks, patterns))
+    masks = None if source.masks is None else root / source.masks
+    items = list(_pair(blank, root / source.images, masks, patterns))
     if source.except_list is not None:
         left_out = frozenset(_read_list(root / source.except_list))
         items = [item for item in items if item.stem not in left_out]
+    if masks is None and source.held_out:
+        raise DataError(
+            f"{path}: {source.name}: held_out is given and masks is not, expected both or neither"
+        )
     _match_all(source.held_out, [item.stem for item in items], f"{path}: {source.name}: held_out")
     return [replace(item, held_out=_matches(item.stem, source.held_out)) for item in items]
 
@@ -269,11 +284,15 @@ def _read_list(path: Path) -> tuple[str, ...]:
     return tuple(Path(line).stem for line in lines)
 
 
-def _pair(blank: Item, images: Path, masks: Path, patterns: tuple[str, ...]) -> Iterable[Item]:
-    """Yield an item for every image that matches, sorted by stem, each with its mask."""
-    image_of, mask_of = _stems(images), _stems(masks)
+def _pair(blank: Item, images: Path, masks: Path | None, patterns: tuple[str, ...]) -> Iterable[Item]:
+    """Yield an item for every image that matches, sorted by stem, each with its mask if there are any."""
+    image_of = _stems(images)
     _match_all(patterns, image_of, str(images))
     chosen = sorted(stem for stem in image_of if _matches(stem, patterns))
+    if masks is None:
+        yield from (replace(blank, stem=stem, image=image_of[stem], mask=None) for stem in chosen)
+        return
+    mask_of = _stems(masks)
     unpaired = [stem for stem in chosen if stem not in mask_of]
     if unpaired:
         raise DataError(
@@ -351,8 +370,8 @@ def find_held_out(dataset: Dataset, training: Mapping[str, Any]) -> tuple[Item, 
 def _split(dataset: Dataset, split: Split) -> Dataset:
     """Hold out a share of every source's groups, at least one and never all."""
     kept: set[tuple[str, str]] = set()
-    for source in sorted({item.source for item in dataset.items}):
-        groups = sorted({_group(item) for item in dataset.items if item.source == source})
+    for source in sorted({item.source for item in dataset.labelled}):
+        groups = sorted({_group(item) for item in dataset.labelled if item.source == source})
         chosen = choose_held_out(groups, share=split.validation, seed=f"{split.seed}/{source}")
         kept |= {(source, group) for group in chosen}
     items = (replace(item, held_out=(item.source, _group(item)) in kept) for item in dataset.items)

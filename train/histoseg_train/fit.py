@@ -30,6 +30,7 @@ from histoseg_train.resume import (
     read_variables,
     write_state,
 )
+from histoseg_train.teachers import describe_teachers, teach_store
 from histoseg_train.tensorboard import open_events
 from histoseg_train.validation import Validation, predict_probabilities, validate_network
 
@@ -41,7 +42,7 @@ class Listener:
     report: Callable[[Epoch], None] = lambda _: None
     """Called after every epoch, when all its files are written."""
     tell: Callable[[str], None] = lambda _: None
-    """Called with one line about a run that was left unfinished."""
+    """Called with one line about what comes first: teachers, a run that was left unfinished."""
 
 
 def fit_model(
@@ -69,10 +70,14 @@ def fit_model(
         The best epoch.
 
     Raises:
-        DataError: An image or mask does not fit, or the loss is no number.
+        DataError: An image, mask or teacher does not fit, or the loss is no number.
+        ModelError: A teacher cannot be loaded.
         OutputError: A file cannot be written.
     """
     listener = listener or Listener()
+    if job.teachers.files:
+        listener.tell(_describe_teaching(job))
+        teach_store(job.training, job.teachers, job.target)
     keras.utils.set_random_seed(job.fit.seed)
     network, run, state_path = build_network(job), describe_run(job), _beside(output, "state")
     state = None if restart else find_state(state_path, run, tell=listener.tell)
@@ -119,6 +124,9 @@ def describe(job: Job, epochs: list[Epoch]) -> KerasMetadata:
         "stride_multiple": job.network.stride_multiple,
         "command": job.command,
     }
+    if job.teachers.files:
+        training["teachers"] = describe_teachers(job.teachers)
+        training["teacher_share"] = job.teachers.share
     return KerasMetadata(
         architecture=job.network.name,
         class_names=job.target.class_names,
@@ -199,6 +207,12 @@ def _beside(output: Path, name: str) -> Path:
     # a .keras and an .h5 file of one stem lie beside each other
     stem = output.stem if output.suffix == ".keras" else output.name
     return output.with_name(f"{stem}.{name}")
+
+
+def _describe_teaching(job: Job) -> str:
+    count = len(job.teachers.files)
+    words = "1 teacher looks" if count == 1 else f"{count} teachers look"
+    return f"{words} at {len(job.training)} images"
 
 
 def _describe_sources(dataset: Dataset) -> list[dict[str, Any]]:

@@ -26,7 +26,9 @@ class Sample:
     rgb: NDArray[np.uint8]
     """`(h, w, 3)`."""
     labels: NDArray[np.uint8]
-    """`(h, w)` class indices."""
+    """`(h, w)` class indices; all 0 where the image has no mask."""
+    shares: NDArray[np.uint8] | None = None
+    """`(h, w, classes)`: how far each pixel is to be of each class, in 255ths, where teachers say so too."""
 
 
 def read_sample(item: Item, masks: MaskReader, *, spacing_um_px: float) -> Sample:
@@ -41,7 +43,7 @@ def read_sample(item: Item, masks: MaskReader, *, spacing_um_px: float) -> Sampl
         DataError: A file cannot be decoded, the sizes differ, or the mask holds a value that is no class.
     """
     rgb = decode_rgb(item.image)
-    labels = masks.read(item)
+    labels = np.zeros(rgb.shape[:2], np.uint8) if item.mask is None else masks.read(item)
     if rgb.shape[:2] != labels.shape:
         raise DataError(
             f"{item.mask}: {labels.shape[1]}x{labels.shape[0]} pixels, "
@@ -105,6 +107,7 @@ class SampleStore:
         self._spacing_um_px = spacing_um_px
         self._equalization = equalization
         self._cache_bytes = cache_bytes
+        self._shares: dict[int, NDArray[np.uint8]] = {}
         self._kept: dict[int, Sample] = {}
         self._kept_bytes = 0
 
@@ -113,6 +116,20 @@ class SampleStore:
 
     def __getitem__(self, index: int) -> Sample:
         """Return sample `index`; raises what `read_sample` raises."""
+        sample = self._read(index)
+        if index not in self._shares:
+            return sample
+        shares = self._shares[index]
+        labels = sample.labels
+        if self.items[index].mask is None:
+            labels = np.argmax(shares, axis=-1).astype(np.uint8)
+        return Sample(sample.rgb, labels, shares)
+
+    def teach(self, index: int, shares: NDArray[np.uint8]) -> None:
+        """Let sample `index` have these shares `(h, w, classes)`, and without a mask labels from them."""
+        self._shares[index] = shares
+
+    def _read(self, index: int) -> Sample:
         if index in self._kept:
             return self._kept[index]
         sample = read_sample(self.items[index], self._masks, spacing_um_px=self._spacing_um_px)

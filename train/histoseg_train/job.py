@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from histoseg.equalize import Equalization
@@ -71,6 +72,16 @@ class FitOptions:
 
 
 @dataclass(frozen=True)
+class TeacherOptions:
+    """Trained models that say what images show; see `histoseg_train.teachers`."""
+
+    files: tuple[Path, ...] = ()
+    """`.keras`, `.h5` or `.onnx`."""
+    share: float = 0.5
+    """How much they count where there is a mask, too; the rest is the mask's."""
+
+
+@dataclass(frozen=True)
 class Job:
     """One training run."""
 
@@ -86,6 +97,7 @@ class Job:
     patches: PatchOptions = field(default_factory=PatchOptions)
     loss: LossOptions = field(default_factory=LossOptions)
     fit: FitOptions = field(default_factory=FitOptions)
+    teachers: TeacherOptions = field(default_factory=TeacherOptions)
     command: str = ""
     """The command line, for the card."""
 

@@ -1,7 +1,9 @@
 """What training makes small, by name: cross-entropy, Dice, Tversky, focal loss, and weighted sums of them.
 
-Every loss takes integer class indices `(n, h, w)` and `float32` probabilities `(n, h, w, classes)` that sum
-to one, class 0 being the background, and gives a scalar tensor that is 0 for a perfect prediction.
+Every loss takes the truth and `float32` probabilities `(n, h, w, classes)` that sum to one, class 0 being the
+background, and gives a scalar tensor. The truth is class indices `(n, h, w)`, and a perfect prediction then
+comes to 0; or, from teachers, `float32` shares of the classes `(n, h, w, classes)` that sum to one. Without
+class weights, all losses but `focal` are then least where the probabilities are these shares.
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ def cross_entropy_loss(truth: Any, probabilities: Any, *, class_weights: Sequenc
 
     With class weights, the mean is weighted by those of the true classes (and divided by their sum).
     """
-    return _mean_of_pixels(_measure_entropy(truth, probabilities), truth, class_weights)
+    truth, weights = _weigh_pixels(truth, class_weights)
+    return _average(_measure_entropy(truth, probabilities), weights)
 
 
 def focal_loss(truth: Any, probabilities: Any, *, class_weights: Sequence[float] = ()) -> Any:
@@ -78,8 +81,9 @@ def focal_loss(truth: Any, probabilities: Any, *, class_weights: Sequence[float]
     """
     from keras import ops
 
+    truth, weights = _weigh_pixels(truth, class_weights)
     entropy = _measure_entropy(truth, probabilities)
-    return _mean_of_pixels((1 - ops.exp(-entropy)) ** FOCAL_GAMMA * entropy, truth, class_weights)
+    return _average((1 - ops.exp(-entropy)) ** FOCAL_GAMMA * entropy, weights)
 
 
 def soft_dice_loss(truth: Any, probabilities: Any) -> Any:
@@ -104,11 +108,19 @@ def tversky_loss(
     Salehi, Erdogmus and Gholipour 2017, https://arxiv.org/abs/1706.05721, equation 2, smoothed by half a
     pixel: `1 - (TP + 0.5) / (TP + a FP + b FN + 0.5)` with a = 0.3 and b = 0.7. `TP`, `FP` and `FN` are sums
     of probabilities over the pixels of the whole batch. With a = b = 0.5 it is `soft_dice_loss`.
+
+    Of shares, the smaller of share and probability counts as hit: Wang et al. 2023,
+    https://arxiv.org/abs/2303.16296. The product, which for class indices is the same, would be best where
+    the likelier class is certain.
     """
     from keras import ops
 
-    wanted = ops.one_hot(ops.cast(truth, "int32"), probabilities.shape[-1], dtype="float32")
-    hits = ops.sum(wanted * probabilities, axis=(0, 1, 2))
+    if _is_shares(truth):
+        wanted, both = truth, ops.minimum(truth, probabilities)
+    else:
+        wanted = ops.one_hot(ops.cast(truth, "int32"), probabilities.shape[-1], dtype="float32")
+        both = wanted * probabilities
+    hits = ops.sum(both, axis=(0, 1, 2))
     wrong = ops.sum(probabilities, axis=(0, 1, 2)) - hits
     missed = ops.sum(wanted, axis=(0, 1, 2)) - hits
     smooth = SMOOTH_PIXELS / 2
@@ -143,17 +155,39 @@ def _bind(name: str, class_weights: Sequence[float]) -> Callable[[Any, Any], Any
     return partial(loss, class_weights=class_weights) if name in WEIGHTED and class_weights else loss
 
 
+def _is_shares(truth: Any) -> bool:
+    return len(truth.shape) == 4
+
+
 def _measure_entropy(truth: Any, probabilities: Any) -> Any:
     """Return the cross-entropy of each pixel, `(n, h, w)`; Keras takes it from logits where it knows them."""
     from keras import ops
 
+    if _is_shares(truth):
+        return ops.categorical_crossentropy(truth, probabilities)
     return ops.sparse_categorical_crossentropy(ops.cast(truth, "int32"), probabilities)
 
 
-def _mean_of_pixels(values: Any, truth: Any, class_weights: Sequence[float]) -> Any:
+def _weigh_pixels(truth: Any, class_weights: Sequence[float]) -> tuple[Any, Any]:
+    """Return the truth to compare with, and what each pixel counts, `(n, h, w)`, or `None` for all the same.
+
+    Shares are weighted class by class: a pixel counts their sum, and the truth is what they are of it.
+    """
     from keras import ops
 
     if not class_weights:
+        return truth, None
+    by_class = ops.convert_to_tensor(class_weights, "float32")
+    if not _is_shares(truth):
+        return truth, ops.take(by_class, ops.cast(truth, "int32"))
+    weighted = truth * by_class
+    weights = ops.sum(weighted, axis=-1)
+    return weighted / weights[..., None], weights
+
+
+def _average(values: Any, weights: Any | None) -> Any:
+    from keras import ops
+
+    if weights is None:
         return ops.mean(values)
-    weights = ops.take(ops.convert_to_tensor(class_weights, "float32"), ops.cast(truth, "int32"))
     return ops.sum(weights * values) / ops.sum(weights)

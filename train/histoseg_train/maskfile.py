@@ -71,7 +71,7 @@ class MaskReader:
             colors: `#rrggbb` of each class; without them, masks in colour are refused.
         """
         assert len(colors) in (0, classes)
-        self._masks = [(item.source, item.mask) for item in items]
+        self._masks = [(item.source, item.mask) for item in items if item.mask is not None]
         self.classes = classes
         self._colors = tuple(colors)
         self._is_in_color: dict[str, bool] = {}
@@ -83,25 +83,27 @@ class MaskReader:
         Raises:
             DataError: The mask cannot be read, or a value of it is no class.
         """
+        mask = item.mask
+        assert mask is not None, "the item has no mask"
         try:
-            labels = self._read(item)
+            labels = self._read(item, mask)
         except TruthError as error:
             raise DataError(str(error)) from error
         if labels.max(initial=0) >= self.classes:
             raise DataError(
-                f"{item.mask}: holds pixels of class {labels.max()}, expected 0 to {self.classes - 1} "
+                f"{mask}: holds pixels of class {labels.max()}, expected 0 to {self.classes - 1} "
                 f"for {self.classes} classes"
             )
         return labels
 
-    def _read(self, item: Item) -> Labels:
+    def _read(self, item: Item, mask: Path) -> Labels:
         rule = item.rule
         by_value = rule.threshold is not None or bool(rule.values)
-        picture = _load(item.mask, () if by_value else self._colors)
+        picture = _load(mask, () if by_value else self._colors)
         if rule.threshold is not None:
             return (picture.greys > rule.threshold).astype(np.uint8)
         if picture.has_color and picture.meaning is None:
-            raise DataError(f"{item.mask}: a colour mask, expected one channel of class indices; convert it")
+            raise DataError(f"{mask}: a colour mask, expected one channel of class indices; convert it")
         if rule.values:
             return _map_values(picture, rule, self.classes)
         self._note_smears(item.source, picture)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,12 +12,15 @@ from numpy.typing import NDArray
 from histoseg.transform import NORMALIZATIONS, Normalization, apply_transform
 from histoseg_train.augment import draw_patch
 from histoseg_train.dataset import Item
-from histoseg_train.images import SampleStore
+from histoseg_train.images import Sample, SampleStore
 from histoseg_train.job import PatchOptions
 
 
 class PatchBatches(keras.utils.PyDataset):
     """Batches of `float32` `(n, size, size, 3)` patches and `uint8` `(n, size, size)` class indices.
+
+    Where teachers say what patches show, `float32` `(n, size, size, classes)` shares of the classes take the
+    indices' place.
 
     A batch depends on the seed, the epoch and its own number alone, so that threads cannot reorder chance.
     """
@@ -42,7 +46,7 @@ class PatchBatches(keras.utils.PyDataset):
     def __len__(self) -> int:
         return self._options.steps
 
-    def __getitem__(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    def __getitem__(self, index: int) -> tuple[NDArray[np.float32], NDArray[Any]]:
         """Return batch `index` of the current epoch."""
         options = self._options
         rng = np.random.default_rng((self._seed, self._epoch, index))
@@ -54,12 +58,20 @@ class PatchBatches(keras.utils.PyDataset):
             for i in chosen
         ]
         rgb = np.stack([patch.rgb for patch in patches])
-        labels = np.stack([patch.labels for patch in patches])
-        return apply_transform(rgb, self._steps), labels
+        return apply_transform(rgb, self._steps), _stack_truth(patches)
 
     def on_epoch_end(self) -> None:
         """Let the next epoch draw other patches."""
         self._epoch += 1
+
+
+def _stack_truth(patches: Sequence[Sample]) -> NDArray[Any]:
+    taught = [patch.shares for patch in patches if patch.shares is not None]
+    if not taught:
+        return np.stack([patch.labels for patch in patches])
+    shares = np.stack(taught).astype(np.float32)
+    # interpolation rounds: the shares of a pixel add up to 255 or almost
+    return shares / np.maximum(shares.sum(axis=-1, keepdims=True), 1)
 
 
 def item_chances(items: Sequence[Item]) -> NDArray[np.float64]:

@@ -25,6 +25,7 @@ from histoseg.jsonclass import to_json
 from histoseg_train.dataset import Item
 from histoseg_train.history import Epoch
 from histoseg_train.job import Job
+from histoseg_train.teachers import describe_teachers
 
 Array = NDArray[Any]
 
@@ -54,6 +55,8 @@ def describe_run(job: Job) -> dict[str, Any]:
         "patches": asdict(job.patches),
         "loss": asdict(job.loss),
         "fit": asdict(job.fit),
+        "teachers": describe_teachers(job.teachers),
+        "teacher_share": job.teachers.share,
     }
     versions = {"histoseg": __version__, "keras": keras.__version__, "backend": keras.backend.backend()}
     return to_json({**said, **versions, "data": _digest_items(job.dataset.items)})
@@ -142,6 +145,8 @@ def _digest_items(items: Iterable[Item]) -> str:
         words = {name: value for name, value in asdict(item).items() if name not in ("image", "mask")}
         digest.update(json.dumps(to_json(words), sort_keys=True).encode())
         for path in (item.image, item.mask):
+            if path is None:
+                continue
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

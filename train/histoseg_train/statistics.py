@@ -26,7 +26,7 @@ class ClassCount:
 
 
 def count_classes(store: SampleStore, *, classes: int) -> list[list[ClassCount]]:
-    """Read every sample and count.
+    """Read every sample that has a mask, and count.
 
     Returns:
         For every source, the training images first, the count of each class.
@@ -36,6 +36,8 @@ def count_classes(store: SampleStore, *, classes: int) -> list[list[ClassCount]]
     """
     pixels: dict[tuple[bool, str], list[NDArray[np.int64]]] = {}
     for index, item in enumerate(store.items):
+        if item.mask is None:
+            continue
         counts = np.bincount(store[index].labels.ravel(), minlength=classes)
         pixels.setdefault((item.held_out, item.source), []).append(counts)
     return [

@@ -89,7 +89,7 @@ def _open_store(dataset: Dataset, card: ModelCard, *, all_images: bool) -> Sampl
     target = Target(
         card.class_names, card.class_colors, card.spacing_um_px, equalization=card.input.equalization
     )
-    return open_store(held_out or dataset.items, target)
+    return open_store(held_out or dataset.labelled, target)
 
 
 def _draw(

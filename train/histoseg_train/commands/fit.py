@@ -29,9 +29,17 @@ from histoseg_train.commands.options import (
     read_equalization,
 )
 from histoseg_train.commands.words import format_dice, import_keras
-from histoseg_train.dataset import find_dataset
+from histoseg_train.dataset import Dataset, find_dataset
 from histoseg_train.images import count_pixels
-from histoseg_train.job import FitOptions, Job, OptimizerName, PatchOptions, Target, open_store
+from histoseg_train.job import (
+    FitOptions,
+    Job,
+    OptimizerName,
+    PatchOptions,
+    Target,
+    TeacherOptions,
+    open_store,
+)
 from histoseg_train.losses import LOSSES, LossOptions, LossTerms, parse_loss
 from histoseg_train.metadata import SUFFIXES
 from histoseg_train.recipes import list_recipes
@@ -119,6 +127,21 @@ MODEL_OPTIONS = (
         help="um of a Gaussian that becomes the network's first layer; 0: none.",
     ),
 )
+TEACHER_OPTIONS = (
+    click.option(
+        "--teacher",
+        "teachers",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        multiple=True,
+        help="A trained model to learn from, besides the masks and where there are none; may be repeated.",
+    ),
+    click.option(
+        "--teacher-share",
+        default=0.5,
+        type=click.FloatRange(0, 1),
+        help="How much teachers count where there is a mask.",
+    ),
+)
 FIT_OPTIONS = (
     click.option("--epochs", default=60, type=click.IntRange(1), help="Epochs at most."),
     click.option(
@@ -182,7 +205,7 @@ EXAMPLES = (
 # Those that a person sets; the recipe or a good default sees to the others.
 SECTIONS = {
     "Data": ("output", "recipe", "root", "classes", "spacing_um_px", "validation"),
-    "Network": ("arch", "size"),
+    "Network": ("arch", "size", "teachers"),
     "Training": ("epochs", "steps", "batch", "loss_terms", "learning_rate", "patience", "restart", "seed"),
     "Changes of patches": ("scale", "elastic", "stain", "color"),
     "Display": ("tensorboard",),
@@ -198,7 +221,7 @@ SECTIONS = {
 )
 @click.argument("data", type=PATH, required=False, is_eager=True, callback=take_description)
 @click.option("-o", "--output", required=True, type=PATH, help="The model: a .keras or .h5 file.")
-@add_options(DATA, SAMPLING_OPTIONS, CLAHE, MODEL_OPTIONS, PATCHES, FIT_OPTIONS)
+@add_options(DATA, SAMPLING_OPTIONS, CLAHE, MODEL_OPTIONS, TEACHER_OPTIONS, PATCHES, FIT_OPTIONS)
 def fit(data: Path | None, output: Path, recipe: Path | None, **values: Any) -> None:
     """Train a network on DATA and save the model of its best epoch.
 
@@ -264,24 +287,34 @@ def _prepare(data: Path, values: Mapping[str, Any], patches: PatchOptions) -> Jo
     names, colors = values["classes"]
     words = {"class_names": names, "class_colors": colors, "equalization": read_equalization(values)}
     target = pick(Target, {**values, **words})
+    teachers = TeacherOptions(values["teachers"], values["teacher_share"])
+    _check_labelled(data, dataset, teachers)
     training, held_out = open_store(dataset.training, target), open_store(dataset.held_out, target)
-    _check_masks(data, names, training, held_out)
+    _check_masks(data, names, training, held_out, taught=bool(teachers.files))
     loss = LossOptions(values["loss_terms"], values["class_weights"])
     command = shlex.join(["histoseg-train", *sys.argv[1:]])
     network = {"network": values["arch"], "weights": values["weights"], "smooth_um": values["smooth_um"]}
     return Job(
         dataset, training, held_out, target, patches=patches, loss=loss,
         fit=pick(FitOptions, values),
-        command=command, **network,
+        teachers=teachers, command=command, **network,
     )  # fmt: skip
 
 
-def _check_masks(data: Path, names: Sequence[str], training: SampleStore, held_out: SampleStore) -> None:
-    """Read every mask, and refuse a class that none shows."""
+def _check_labelled(data: Path, dataset: Dataset, teachers: TeacherOptions) -> None:
+    bare = [item.source for item in dataset.items if item.mask is None]
+    if bare and not teachers.files:
+        raise DataError(f"{data}: {bare[0]} has no masks, expected some, or --teacher MODEL to do without")
+
+
+def _check_masks(
+    data: Path, names: Sequence[str], training: SampleStore, held_out: SampleStore, *, taught: bool
+) -> None:
+    """Read every mask, and refuse a class that none shows, unless teachers may."""
     pixels = count_pixels(training)
     count_pixels(held_out)
     absent = [name for index, name in enumerate(names) if index and not pixels[index]]
-    if absent:
+    if absent and not taught:
         raise DataError(
             f"{data}: no training mask holds a pixel of '{absent[0]}'; see --classes, --mask-threshold"
         )
