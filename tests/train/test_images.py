@@ -130,8 +130,8 @@ def test_shrinking_takes_the_majority() -> None:
 def test_the_store_forgets_what_does_not_fit(write_item: WriteItem) -> None:
     item = write_item(gray(0, 1))
     kept = SampleStore([item], classes=2, spacing_um_px=0.5)
-    assert kept[0] is kept[0]
+    assert kept[0].rgb is kept[0].rgb
     tight = SampleStore([item], classes=2, spacing_um_px=0.5, cache_bytes=10)
-    assert tight[0] is not tight[0]
+    assert tight[0].rgb is not tight[0].rgb
     np.testing.assert_array_equal(kept[0].labels, tight[0].labels)
     assert count_pixels(kept)[:3].tolist() == [32, 32, 0]

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histoseg_train.images import Sample
+from histoseg_train.looks import DENSITY_OF_LEVEL, Look, Looks, change_look, to_levels
 
 # Optical densities of haematoxylin, eosin and DAB in red, green and blue, one stain a row: Ruifrok and
 # Johnston 2001, Anal. Quant. Cytol. Histol. 23, with the values of scikit-image's `rgb_from_hed`.
@@ -20,8 +21,6 @@ ELASTIC_GRAIN_PX, ELASTIC_SHIFT_PX = 32, 4.0
 # Places that are looked at where there are several classes: of one that covers a percent, some are hit.
 RARE_POINTS = 512
 
-_OD_OF_LEVEL = -np.log((np.arange(256) + 1.0) / 256.0).astype(np.float32)
-
 
 @dataclass(frozen=True)
 class AugmentOptions:
@@ -33,6 +32,8 @@ class AugmentOptions:
     """Patches are enlarged or shrunk by up to this factor; 1 switches it off."""
     elastic: float = 0.0
     """Share of patches that are bent as soft tissue is."""
+    restain: float = 0.0
+    """Share of patches that take on, in part, the colours of another image of the set."""
     stain: float = 0.3
     """Relative spread of the amount of each stain."""
     color: float = 1.0
@@ -46,11 +47,17 @@ class AugmentOptions:
 
     def without_color(self) -> AugmentOptions:
         """Return the same geometry with the colours, the focus and the compression left alone."""
-        return replace(self, stain=0, color=0, fold=0, blur=0, jpeg=0)
+        return replace(self, restain=0, stain=0, color=0, fold=0, blur=0, jpeg=0)
 
 
 def draw_patch(
-    sample: Sample, rng: np.random.Generator, *, size: int, foreground: float, options: AugmentOptions
+    sample: Sample,
+    rng: np.random.Generator,
+    *,
+    size: int,
+    foreground: float,
+    options: AugmentOptions,
+    looks: Looks = (),
 ) -> Sample:
     """Cut a random square patch out of a sample and change it.
 
@@ -60,6 +67,7 @@ def draw_patch(
         size: Width and height of the patch.
         foreground: Share of patches whose centre is sought on a class other than the background.
         options: The changes.
+        looks: Those to take on, of each source; none, and patches keep their image's.
 
     Returns:
         A patch `(size, size, 3)` and its mask `(size, size)`, changed alike, and its shares.
@@ -73,7 +81,10 @@ def draw_patch(
     patch = _cut(sample, np.round(corner) if zoom == 1 else corner, size=size, zoom=zoom, bend=bend)
     if options.turns:
         patch = turn(patch, quarter_turns=int(rng.integers(4)), mirrored=bool(rng.integers(2)))
-    return replace(patch, rgb=change_colors(patch.rgb, rng, options=options))
+    rgb = patch.rgb
+    if looks and sample.look is not None and rng.random() < options.restain:
+        rgb = take_on_look(rgb, sample.look, rng, looks=looks)
+    return replace(patch, rgb=change_colors(rgb, rng, options=options))
 
 
 def turn(sample: Sample, *, quarter_turns: int, mirrored: bool) -> Sample:
@@ -85,6 +96,17 @@ def turn(sample: Sample, *, quarter_turns: int, mirrored: bool) -> Sample:
 
     shares = None if sample.shares is None else move(sample.shares)
     return Sample(move(sample.rgb), move(sample.labels), shares)
+
+
+def take_on_look(
+    rgb: NDArray[np.uint8], look: Look, rng: np.random.Generator, *, looks: Looks
+) -> NDArray[np.uint8]:
+    """Return `rgb` `(h, w, 3)`, cut from an image of a look, on the way to one of another source's.
+
+    Sources are as likely as each other, however many images they have.
+    """
+    source = looks[int(rng.integers(len(looks)))]
+    return change_look(rgb, look, source[int(rng.integers(len(source)))], share=rng.random())
 
 
 def change_colors(
@@ -124,8 +146,9 @@ def jitter_stains(rgb: NDArray[np.uint8], rng: np.random.Generator, *, spread: f
     shifts = rng.uniform(-spread, spread, 3) / 10
     mixed = STAINS_OD + rng.normal(0, spread / 6, (3, 3))
     matrix = (np.linalg.inv(STAINS_OD) * factors) @ mixed
-    density = _OD_OF_LEVEL[rgb] @ matrix.astype(np.float32) + (shifts @ STAINS_OD).astype(np.float32)
-    return np.clip(256 * np.exp(-density) - 1, 0, 255).astype(np.uint8)
+    return to_levels(
+        DENSITY_OF_LEVEL[rgb] @ matrix.astype(np.float32) + (shifts @ STAINS_OD).astype(np.float32)
+    )
 
 
 def fold_tissue(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -145,7 +168,7 @@ def fold_tissue(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.
     field = cv2.resize(waves, (width, height), interpolation=cv2.INTER_CUBIC)
     cover = 1 / (1 + np.exp(-12 * (field - rng.uniform(0.0, 0.8))))
     layers = 1 + rng.uniform(0.4, 1.6) * cover[..., None]
-    return np.clip(256 * np.exp(-_OD_OF_LEVEL[rgb] * layers) - 1, 0, 255).astype(np.uint8)
+    return to_levels(DENSITY_OF_LEVEL[rgb] * layers)
 
 
 def _draw_center(

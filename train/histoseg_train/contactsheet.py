@@ -36,6 +36,7 @@ def draw_samples(
     store: SampleStore, chosen: Sequence[int], options: PatchOptions, *, draws: int, seed: int
 ) -> list[list[Sample]]:
     """Return `draws` random patches of each chosen image, as training would cut and change them."""
+    looks = store.measure_looks() if options.augment.restain else ()
     return [
         [
             draw_patch(
@@ -44,6 +45,7 @@ def draw_samples(
                 size=options.size,
                 foreground=options.foreground,
                 options=options.augment,
+                looks=looks,
             )
             for draw in range(draws)
         ]

@@ -64,7 +64,8 @@ class Source:
     dilate_um: float = 0.0
     """By how much classes grow into the background."""
     weight: float = 1.0
-    """How often this source is drawn from, relative to the others."""
+    """How often this source is drawn from, relative to the others; 0, without masks: never, and its colours
+    are lent to the others by `--restain`."""
     licence: str = "not stated"
     citation: str = ""
 
@@ -117,7 +118,7 @@ class Dataset:
 
     @property
     def training(self) -> tuple[Item, ...]:
-        """Return the items to train on."""
+        """Return the items to train on, with those that lend their colours alone."""
         return tuple(item for item in self.items if not item.held_out)
 
     @property
@@ -157,9 +158,10 @@ def find_dataset(
     dataset = list_items(path, root=root, threshold=threshold, dilate_um=dilate_um)
     if not dataset.held_out:
         dataset = _split(dataset, Split(validation, seed))
-    if not dataset.training or not dataset.held_out:
+    drawn = sum(item.weight > 0 for item in dataset.training)
+    if not drawn or not dataset.held_out:
         raise DataError(
-            f"{path}: {len(dataset.training)} images to train on and {len(dataset.held_out)} held out, "
+            f"{path}: {drawn} images to train on and {len(dataset.held_out)} held out, "
             "expected at least one of each; add images or change --validation"
         )
     return dataset
@@ -209,7 +211,9 @@ def _find_sources(path: Path, root: Path) -> Dataset:
     words = [_describe(s.name, s.licence, s.citation, dilate_um=s.dilate_um) for s in sources]
     for source, said in zip(sources, words, strict=True):
         if source.masks is None:
-            said["masks"] = "none: teachers say what the images show"
+            said["masks"] = (
+                "none: teachers say what the images show" if source.weight else "none: colours alone"
+            )
     return Dataset(tuple(items), tuple(words))
 
 
@@ -234,7 +238,8 @@ def _read_dataset_file(path: Path) -> tuple[Source, ...]:
 
 def _find_source(source: Source, path: Path, root: Path) -> list[Item]:
     for key in ("spacing_um_px", "weight"):
-        if not getattr(source, key) > 0:
+        lends = key == "weight" and source.masks is None and source.weight == 0
+        if not getattr(source, key) > 0 and not lends:
             raise DataError(f"{path}: {source.name}: {key} is {getattr(source, key)}, expected more than 0")
     if source.dilate_um < 0:
         raise DataError(f"{path}: {source.name}: dilate_um is {source.dilate_um}, expected 0 or more")

@@ -212,7 +212,7 @@ def _beside(output: Path, name: str) -> Path:
 def _describe_teaching(job: Job) -> str:
     count = len(job.teachers.files)
     words = "1 teacher looks" if count == 1 else f"{count} teachers look"
-    return f"{words} at {len(job.training)} images"
+    return f"{words} at {sum(item.weight > 0 for item in job.training.items)} images"
 
 
 def _describe_sources(dataset: Dataset) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from histoseg.equalize import Equalization, equalize
 from histoseg.errors import DataError
 from histoseg_train.dataset import Item
+from histoseg_train.looks import Look, Looks, measure_look
 from histoseg_train.maskfile import MaskReader
 from histoseg_train.preprocess import dilate_labels
 
@@ -29,6 +30,9 @@ class Sample:
     """`(h, w)` class indices; all 0 where the image has no mask."""
     shares: NDArray[np.uint8] | None = None
     """`(h, w, classes)`: how far each pixel is to be of each class, in 255ths, where teachers say so too."""
+
+    look: Look | None = None
+    """Of the image, where it was measured."""
 
 
 def read_sample(item: Item, masks: MaskReader, *, spacing_um_px: float) -> Sample:
@@ -108,6 +112,7 @@ class SampleStore:
         self._equalization = equalization
         self._cache_bytes = cache_bytes
         self._shares: dict[int, NDArray[np.uint8]] = {}
+        self._looks: dict[int, Look] = {}
         self._kept: dict[int, Sample] = {}
         self._kept_bytes = 0
 
@@ -116,18 +121,25 @@ class SampleStore:
 
     def __getitem__(self, index: int) -> Sample:
         """Return sample `index`; raises what `read_sample` raises."""
-        sample = self._read(index)
-        if index not in self._shares:
-            return sample
-        shares = self._shares[index]
+        sample, shares = self._read(index), self._shares.get(index)
         labels = sample.labels
-        if self.items[index].mask is None:
+        if shares is not None and self.items[index].mask is None:
             labels = np.argmax(shares, axis=-1).astype(np.uint8)
-        return Sample(sample.rgb, labels, shares)
+        return Sample(sample.rgb, labels, shares, self._looks.get(index))
 
     def teach(self, index: int, shares: NDArray[np.uint8]) -> None:
         """Let sample `index` have these shares `(h, w, classes)`, and without a mask labels from them."""
         self._shares[index] = shares
+
+    def measure_looks(self) -> Looks:
+        """Return the looks of each source's images, which samples have from now on."""
+        looks: dict[str, list[Look]] = {}
+        for index, item in enumerate(self.items):
+            look = measure_look(self._read(index).rgb)
+            if look is not None:
+                self._looks[index] = look
+                looks.setdefault(item.source, []).append(look)
+        return tuple(looks.values())
 
     def _read(self, index: int) -> Sample:
         if index in self._kept:

@@ -41,6 +41,7 @@ class PatchBatches(keras.utils.PyDataset):
         self._steps = [NORMALIZATIONS[normalization]]
         self._seed = seed
         self._chances = item_chances(store.items)
+        self._looks = store.measure_looks() if options.augment.restain else ()
         self._epoch = first_epoch
 
     def __len__(self) -> int:
@@ -53,7 +54,12 @@ class PatchBatches(keras.utils.PyDataset):
         chosen = rng.choice(len(self._store), size=options.batch, p=self._chances)
         patches = [
             draw_patch(
-                self._store[i], rng, size=options.size, foreground=options.foreground, options=options.augment
+                self._store[i],
+                rng,
+                size=options.size,
+                foreground=options.foreground,
+                options=options.augment,
+                looks=self._looks,
             )
             for i in chosen
         ]

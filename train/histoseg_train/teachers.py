@@ -44,6 +44,8 @@ def teach_store(store: SampleStore, options: TeacherOptions, target: Target) -> 
         for path, teacher in zip(options.files, teachers, strict=True):
             _check(path, teacher, target)
         for index, item in enumerate(store.items):
+            if not item.weight:
+                continue
             sample = store[index]
             said = np.mean([predict_turned(teacher, sample.rgb) for teacher in teachers], axis=0)
             if item.mask is not None:

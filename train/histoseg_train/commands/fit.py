@@ -207,7 +207,7 @@ SECTIONS = {
     "Data": ("output", "recipe", "root", "classes", "spacing_um_px", "validation"),
     "Network": ("arch", "size", "teachers"),
     "Training": ("epochs", "steps", "batch", "loss_terms", "learning_rate", "patience", "restart", "seed"),
-    "Changes of patches": ("scale", "elastic", "stain", "color"),
+    "Changes of patches": ("scale", "elastic", "restain", "stain", "color"),
     "Display": ("tensorboard",),
 }
 
@@ -302,7 +302,7 @@ def _prepare(data: Path, values: Mapping[str, Any], patches: PatchOptions) -> Jo
 
 
 def _check_labelled(data: Path, dataset: Dataset, teachers: TeacherOptions) -> None:
-    bare = [item.source for item in dataset.items if item.mask is None]
+    bare = [item.source for item in dataset.items if item.mask is None and item.weight]
     if bare and not teachers.files:
         raise DataError(f"{data}: {bare[0]} has no masks, expected some, or --teacher MODEL to do without")
 
@@ -324,7 +324,8 @@ def _check_masks(
 def _reporting(job: Job) -> Iterator[Listener]:
     """Show the epochs: one line each, and what is going on in between when a person watches."""
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{len(job.training)} images to train on, {len(job.held_out)} held out; {job.network.name}")
+    drawn = sum(item.weight > 0 for item in job.training.items)
+    console.print(f"{drawn} images to train on, {len(job.held_out)} held out; {job.network.name}")
     from histoseg_train.fit import Listener
 
     with console.status("training") as status:

@@ -80,6 +80,12 @@ PATCHES: Options = (
         default=True,
         help="Change stain, colours, focus and compression, by what follows.",
     ),
+    click.option(
+        "--restain",
+        default=0.0,
+        type=click.FloatRange(0, 1),
+        help="Share of patches that take on colours of other images, those of weight 0 included.",
+    ),
     click.option("--stain", default=0.3, type=click.FloatRange(0, 1), help="Spread of each stain's amount."),
     click.option("--color", default=1.0, type=click.FloatRange(0, 3), help="Strength of colour changes."),
     click.option("--fold", default=0.15, type=click.FloatRange(0, 1), help="Share of patches with a fold."),
