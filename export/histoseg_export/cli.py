@@ -40,7 +40,7 @@ EXAMPLES = (
     "histoseg-export weights.h5 --builder network.py:build --spacing 0.25 --tile 512",
 )
 SECTIONS = {
-    "What it is": ("tile", "classes", "spacing", "normalize", "activation", "output"),
+    "What it is": ("tile", "classes", "spacing", "normalize", "activation", "threshold", "output"),
     "Code that the file lacks": ("arch", "builder", "custom_objects"),
     "What is written": ("out", "precision", "calibrate", "conformance"),
     "Display": ("version help",),
@@ -84,6 +84,8 @@ def _gate_options(function: Callable[..., int]) -> Callable[..., int]:
 @click.option("--normalize", type=click.Choice(NORMALIZE), help="What the model expects of its pixels.")
 @click.option("--activation", type=click.Choice(ACTIVATIONS), default="auto", show_default=True,
               help="What the model's output is.")  # fmt: skip
+@click.option("--threshold", type=click.FloatRange(0, 1, min_open=True, max_open=True),
+              help="From which probability a pixel is of the second of two classes, unless 0.5.")  # fmt: skip
 @click.option("--color-space", type=click.Choice(COLOR_SPACES), default="device", show_default=True,
               help="What training pixels were in: as slides store them, or turned to sRGB.")  # fmt: skip
 @click.option(
@@ -185,6 +187,7 @@ def _read_chosen(options: dict[str, Any]) -> ExportOptions:
         normalization=options["normalize"],
         activation=options["activation"],
         color_space=options["color_space"],
+        threshold=options["threshold"],
     )
 
 

@@ -57,6 +57,8 @@ class ExportOptions:
     normalization: Normalization | None = None
     activation: Literal["auto", "softmax", "sigmoid", "logits"] = "auto"
     color_space: ColorSpace = "device"
+    threshold: float | None = None
+    """Of two classes: from which probability of the second one a pixel is of it; `None`: the likelier one."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class Description:
     """Whether the model takes one channel."""
     clip: bool = False
     """Whether the output is cut off at 0 and 1: a network that ends in a rectifier promises neither."""
+    threshold: float | None = None
+    """As in `ExportOptions`."""
     training: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What had to be assumed, in words for people."""
@@ -117,6 +121,7 @@ def describe_model(model: Any, metadata: KerasMetadata | None, options: ExportOp
         equalization=metadata.equalization if metadata else None,
         grey=model.inputs[0].shape[3] == 1,
         clip=clip,
+        threshold=_choose_threshold(options, len(names)),
         training=dict(metadata.training) if metadata else {},
         notes=tuple(notes),
     )
@@ -150,7 +155,7 @@ def build_card(
             description.color_space,
             description.equalization,
         ),
-        output=OutputSpec(OUTPUT_NAME, "NHWC", given, description.channels),
+        output=OutputSpec(OUTPUT_NAME, "NHWC", given, description.channels, description.threshold),
         tiling=tiling,
         precision="fp32",
         parity=parity,
@@ -226,6 +231,17 @@ def _activation_name(layer: Any) -> str:
     if kind.startswith(_LINEAR_LAYERS):
         return "linear"
     return kind.lower() if kind in ("ReLU", "Relu", "Sigmoid", "Softmax") else ""
+
+
+def _choose_threshold(options: ExportOptions, classes: int) -> float | None:
+    """Return the probability from which a pixel is of the second class.
+
+    Raises:
+        ModelError: There are more than two classes.
+    """
+    if options.threshold is not None and classes != 2:
+        raise ModelError(f"--threshold is given for {classes} classes, expected two; leave it away")
+    return options.threshold
 
 
 def _choose_activation(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histoseg.blend import choose_labels
 from histoseg.errors import ParityError
 from histoseg.score import count_confusion
 from histoseg.truth import NO_CLASS
@@ -147,6 +148,8 @@ class Expected:
     probabilities: Floats
     """`(n, height, width, classes)` float32."""
     ms_per_tile: float | None = None
+    threshold: float | None = None
+    """Of two classes: from which probability of the second one a pixel is of it; `None`: the likelier one."""
 
 
 def compare(run: Callable[[Pixels], Floats], expected: Expected, gate: Gate) -> Parity:
@@ -158,7 +161,7 @@ def compare(run: Callable[[Pixels], Floats], expected: Expected, gate: Gate) -> 
         gate: What is asked of it.
     """
     tiles, truth = expected.tiles, expected.truth
-    counts, seconds = Counts(len(expected.class_names)), []
+    counts, seconds = Counts(len(expected.class_names), expected.threshold), []
     for batch in iter_batches(len(tiles)):
         pixels = np.ascontiguousarray(tiles[batch])
         begin = perf_counter()
@@ -213,8 +216,14 @@ _ADVICE = {
 class Counts:
     """Differences summed over batches."""
 
-    def __init__(self, classes: int) -> None:
-        """Start at zero."""
+    def __init__(self, classes: int, threshold: float | None = None) -> None:
+        """Start at zero.
+
+        Args:
+            classes: Their number.
+            threshold: As in `Expected`.
+        """
+        self._threshold = threshold
         self.max_abs = self.sum_abs = 0.0
         self.values = self.off = self.pixels = self.same = 0
         self._classes = classes
@@ -229,7 +238,7 @@ class Counts:
         self.sum_abs += float(difference.sum(dtype=np.float64))
         self.values += difference.size
         self.off += int((~(difference <= TOLERANCE)).sum())  # a NaN is off
-        labels, found_labels = (np.asarray(values.argmax(-1), np.uint8) for values in (expected, found))
+        labels, found_labels = (choose_labels(values, self._threshold) for values in (expected, found))
         self.pixels += labels.size
         self.same += int((labels == found_labels).sum())
         self._labels += self._count(labels, found_labels)

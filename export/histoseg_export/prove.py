@@ -45,13 +45,21 @@ class Reference:
     source: str
     class_names: tuple[str, ...]
     ms_per_tile: float | None = None
+    threshold: float | None = None
 
     def open(self) -> Expected:
         """Map the arrays from disk."""
         truth = _map(self.folder / _TRUTH) if (self.folder / _TRUTH).is_file() else None
         tiles, probabilities = _map(self.folder / _TILES), _map(self.folder / _PROBABILITIES)
         return Expected(
-            self.words, self.source, self.class_names, tiles, truth, probabilities, self.ms_per_tile
+            words=self.words,
+            source=self.source,
+            class_names=self.class_names,
+            tiles=tiles,
+            truth=truth,
+            probabilities=probabilities,
+            ms_per_tile=self.ms_per_tile,
+            threshold=self.threshold,
         )
 
 
@@ -73,7 +81,8 @@ def predict_source(
     np.save(folder / _TILES, tile_set.tiles)
     if tile_set.truth is not None:
         np.save(folder / _TRUTH, tile_set.truth)
-    draft = Reference(folder, "keras", tile_set.words, description.class_names)
+    names = description.class_names
+    draft = Reference(folder, "keras", tile_set.words, names, threshold=description.threshold)
     return run_fresh(write_probabilities, draft, source, load, description)
 
 

@@ -200,8 +200,16 @@ class _Search:
         """Run the fp32 model on the tiles that judge."""
         with self._open(model) as session:
             probabilities = run_singly(session.run, judge.tiles)
-        names = self._card.class_names
-        self._expected = Expected("fp32", judge.words, names, judge.tiles, judge.truth, probabilities)
+        card = self._card
+        self._expected = Expected(
+            "fp32",
+            judge.words,
+            card.class_names,
+            judge.tiles,
+            judge.truth,
+            probabilities,
+            threshold=card.output.threshold,
+        )
 
     def find(self, gate: Gate, most: int, on_step: Callable[[str], None]) -> _Found:
         """Leave layers in float, worst first and `most` at most, until the gate holds."""

@@ -175,13 +175,22 @@ def label_band(band: Band, *, background: int, threshold: float | None = None) -
         background: Class of the pixels where nothing ran.
         threshold: Two classes only: probability of class 1 from which a pixel is class 1.
     """
-    values = band.probabilities
-    if threshold is not None:
-        labels: Labels = (values[..., 1] >= threshold).astype(np.uint8)
-    elif values.shape[-1] == 2:
-        labels = (values[..., 1] > values[..., 0]).astype(np.uint8)  # eight times as fast as argmax
-    else:
-        labels = values.argmax(axis=-1).astype(np.uint8)
+    labels = choose_labels(band.probabilities, threshold)
     if not band.covered.all():
         labels[~band.covered] = background
     return labels
+
+
+def choose_labels(probabilities: Floats, threshold: float | None) -> Labels:
+    """Return the class of every pixel, `uint8`, of float32 probabilities whose last axis is the classes.
+
+    Args:
+        probabilities: Of any shape.
+        threshold: As for `label_band`; `None` for the likeliest class, the first of equals.
+    """
+    if threshold is not None:
+        return np.asarray(probabilities[..., 1] >= threshold, np.uint8)
+    if probabilities.shape[-1] == 2:
+        # eight times as fast as argmax
+        return np.asarray(probabilities[..., 1] > probabilities[..., 0], np.uint8)
+    return np.asarray(probabilities.argmax(axis=-1), np.uint8)

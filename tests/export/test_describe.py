@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import keras
 import numpy as np
 import pytest
 
+from histoseg.card import Tiling
 from histoseg.errors import ModelError
-from histoseg_export.describe import ExportOptions, describe_model, detect_activation
+from histoseg_export.describe import ExportOptions, build_card, describe_model, detect_activation
 from histoseg_export.load import load_model
 from histoseg_train.metadata import KerasMetadata
 
@@ -52,6 +54,17 @@ def test_what_is_missing_is_named(model):
     wrong = ExportOptions(tile=64, spacing_um_px=0.5, class_names=("a",), class_colors=("#000000",))
     with pytest.raises(ModelError, match=r"expected 2 names.*--classes"):
         describe_model(model, None, wrong)
+
+
+def test_a_threshold_is_for_two_classes(model, keras_files):
+    found = describe_model(model, METADATA, ExportOptions(threshold=0.4))
+    card = build_card(
+        found, tiling=Tiling(stride_multiple=16, halo_px=8, overlap_px=16), parity={}, provenance={}
+    )
+    assert card.output.threshold == 0.4
+    three = keras.Sequential([keras.Input((64, 64, 3)), keras.layers.Conv2D(3, 1, activation="softmax")])
+    with pytest.raises(ModelError, match="--threshold is given for 3 classes"):
+        describe_model(three, None, ExportOptions(spacing_um_px=0.5, threshold=0.4))
 
 
 def test_assumptions_are_noted(model):

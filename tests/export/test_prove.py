@@ -239,6 +239,16 @@ def test_figures_count_what_differs(seed, count, swapped):
         assert entry.dice == pytest.approx(2 * (mine & theirs).sum() / (mine.sum() + theirs.sum()))
 
 
+@given(seed=st.integers(0, 1000), threshold=st.floats(0.05, 0.95))
+def test_a_threshold_decides_labels(seed, threshold):
+    rng = np.random.default_rng(seed)
+    expected, found = (rng.dirichlet((1, 1), (2, 8, 8)).astype(np.float32) for _ in range(2))
+    reference = replace(_expect(expected), class_names=("a", "b"), threshold=threshold)
+    parity = compare(lambda tiles: found, reference, GATES.pick("fp32"))
+    mine, theirs = (values[..., 1] >= threshold for values in (expected, found))
+    assert parity.label_agreement == pytest.approx((mine == theirs).mean())
+
+
 @given(seed=st.integers(0, 1000))
 def test_dice_to_the_truth_leaves_unknown_pixels_out(seed):
     rng = np.random.default_rng(seed)
