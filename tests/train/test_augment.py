@@ -50,16 +50,16 @@ def test_image_and_mask_move_together(height: int, width: int, size: int, seed: 
 @given(
     size=st.sampled_from([32, 64]), seed=st.integers(0, 999), classes=st.integers(2, 6), bent=st.booleans()
 )
-def test_shares_move_with_the_image(size: int, seed: int, classes: int, bent: bool) -> None:
+def test_soft_labels_move_with_the_image(size: int, seed: int, classes: int, bent: bool) -> None:
     sample = image_that_shows_its_mask(80, 100, seed)
-    shares = np.zeros((80, 100, classes), np.uint8)
-    shares[..., -1], shares[..., 0] = sample.rgb[..., 0], 255 - sample.rgb[..., 0]
+    soft = np.zeros((classes, 80, 100), np.uint8)
+    soft[-1], soft[0] = sample.rgb[..., 0], 255 - sample.rgb[..., 0]
     options = AugmentOptions(scale=1.3, elastic=float(bent)).without_color()
     rng = np.random.default_rng(seed)
-    patch = draw_patch(replace(sample, shares=shares), rng, size=size, foreground=0.5, options=options)
-    assert patch.shares is not None
-    np.testing.assert_array_equal(patch.shares[..., -1], patch.rgb[..., 0])
-    assert np.abs(patch.shares.sum(axis=-1, dtype=int) - 255).max() <= 1
+    patch = draw_patch(replace(sample, soft_labels=soft), rng, size=size, foreground=0.5, options=options)
+    assert patch.soft_labels is not None
+    np.testing.assert_array_equal(patch.soft_labels[-1], patch.rgb[..., 0])
+    assert np.abs(patch.soft_labels.sum(axis=0, dtype=int) - 255).max() <= 1
 
 
 @settings(deadline=None, max_examples=40)

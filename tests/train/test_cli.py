@@ -84,6 +84,7 @@ def test_help_is_quick_and_loads_no_keras() -> None:
         ["fit", "x", "-o", "m.keras", "--classes", "a=#ff0000,b=#FF0000"],
         ["fit", "x", "-o", "m.keras", "--arch", "unet-w16-m8"],
         ["fit", "x", "-o", "m.keras", "--normalize", "zscore"],
+        ["fit", "x", "-o", "m.keras", "--all", "--schedule", "plateau"],
         ["nonsense"],
     ],
 )
@@ -125,6 +126,16 @@ def test_bad_data_end_in_one_line_and_exit_1(
     assert isinstance(done.exception, HistosegError)
     assert len(str(done.exception).splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_all_images_are_trained_on_and_evaluate_says_so(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder, model = make_folder(3), tmp_path / "m.keras"
+    done = run("fit", folder, "-o", model, "--all", *TINY)
+    assert done.exit_code == 0, done.output
+    assert "3 images to train on, 0 held out" in done.output
+    assert "nothing held out" in done.output
+    assert "nan" not in done.output
+    assert "trained on all images" in run("evaluate", model, folder).output
 
 
 def test_an_absent_output_folder_is_refused(make_folder: MakeFolder, tmp_path: Path) -> None:

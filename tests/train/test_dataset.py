@@ -91,7 +91,7 @@ def test_images_without_masks_are_never_held_out(make_folder: MakeFolder) -> Non
     [
         ({"colour": "1"}, "unknown field 'source.*colour'"),
         ({"spacing_um_px": "-1"}, "spacing_um_px is -1"),
-        ({"weight": "0"}, "weight is 0"),
+        ({"weight": "0"}, "weight is 0.*leave masks away"),
         ({"dilate_um": "-1"}, "dilate_um is -1"),
         ({"stems": '["nobody*"]'}, "no image matches 'nobody"),
         ({"held_out": '["nobody"]'}, "no image matches 'nobody'"),
@@ -100,8 +100,9 @@ def test_images_without_masks_are_never_held_out(make_folder: MakeFolder) -> Non
         ({"images": '"absent"'}, "no such folder"),
         ({"list": '"absent.txt"'}, "cannot read the list"),
         ({"held_out": '["*"]'}, "0 images to train on"),
-        ({"masks": "", "held_out": '["im1"]'}, "expected both or neither"),
-        ({"masks": ""}, "0 held out"),
+        ({"masks": "", "held_out": '["im1"]'}, "held_out is given and masks is not"),
+        ({"masks": "", "dilate_um": "1"}, "dilate_um is given and masks is not"),
+        ({"masks": ""}, "no image has a mask"),
     ],
 )
 def test_wrong_dataset_files_are_refused(make_folder: MakeFolder, extra: dict, message: str) -> None:

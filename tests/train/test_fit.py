@@ -20,6 +20,7 @@ from histoseg.equalize import Equalization, equalize
 from histoseg.errors import DataError
 from histoseg_train.architectures import UnetOptions, build_unet
 from histoseg_train.callbacks import find_best
+from histoseg_train.dataset import release_held_out
 from histoseg_train.fit import Listener, fit_model
 from histoseg_train.history import Epoch
 from histoseg_train.job import FitOptions, Job, PatchOptions, open_store
@@ -63,6 +64,29 @@ def test_fit_writes_model_history_and_curve(job: Job, tmp_path: Path) -> None:
     assert metadata.training["held_out"] == {"data": [job.held_out.items[0].stem]}
     assert metadata.training["data"][0]["images_trained"] == 3
     assert metadata.training["command"] == "histoseg-train fit data"
+
+
+def test_with_nothing_held_out_the_last_epoch_is_stored(job: Job, tmp_path: Path) -> None:
+    dataset = release_held_out(job.dataset)
+    training, held_out = open_store(dataset.training, job.target), open_store(dataset.held_out, job.target)
+    # the rate of the last epochs ruins nothing: any of them may have the lowest loss
+    fit = replace(job.fit, epochs=4, patience=1)
+    whole = replace(job, dataset=dataset, training=training, held_out=held_out, fit=fit)
+    seen: list[list[np.ndarray]] = []
+
+    def keep(_epoch: Epoch) -> None:
+        seen.append(weights(tmp_path / "m.keras"))
+
+    best = fit_model(whole, tmp_path / "m.keras", listener=Listener(keep))
+    assert best.number == 4, "no early stopping"
+    for a, b in zip(weights(tmp_path / "m.keras"), seen[-1], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(seen[-1][0], seen[-2][0])
+    metadata = require_metadata(tmp_path / "m.keras").training
+    assert metadata["all_images"] is True
+    assert metadata["held_out"] == {}
+    assert metadata["dice"] == {"overall": None, "per_source": {}}
+    assert metadata["data"][0]["images_trained"] == 4
 
 
 def test_the_best_epoch_is_what_is_stored(job: Job, tmp_path: Path) -> None:

@@ -129,31 +129,31 @@ def test_a_sum_is_the_sum_of_its_terms(seed: int, terms: dict[str, float]) -> No
 @pytest.mark.parametrize("name", LOSSES)
 @settings(max_examples=10)
 @given(seed=SEEDS)
-def test_shares_of_one_class_alone_are_its_index(name: str, weights: tuple[float, ...], seed: int) -> None:
+def test_soft_labels_of_one_class_alone_are_its_index(
+    name: str, weights: tuple[float, ...], seed: int
+) -> None:
     labels, guess = draw(seed)
     loss = build_loss(LossOptions(((name, 1.0),), weights))
     assert float(loss(one_hot(labels, 3), guess)) == pytest.approx(float(loss(labels, guess)), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["ce", "dice", "tversky"])
+@pytest.mark.parametrize("name", LOSSES)
 @settings(max_examples=20)
 @given(seed=SEEDS, near=st.floats(0.05, 0.9))
-def test_moving_towards_the_shares_lowers_the_loss(name: str, seed: int, near: float) -> None:
-    (_, shares), (_, guess) = draw(seed), draw(seed + 1)
-    closer = ((1 - near) * guess + near * shares).astype(np.float32)
-    best, better, worse = (float(LOSSES[name](shares, p)) for p in (shares, closer, guess))
+def test_moving_towards_the_soft_labels_lowers_the_loss(name: str, seed: int, near: float) -> None:
+    (_, soft), (_, guess) = draw(seed), draw(seed + 1)
+    closer = ((1 - near) * guess + near * soft).astype(np.float32)
+    best, better, worse = (float(LOSSES[name](soft, p)) for p in (soft, closer, guess))
     assert best < better < worse
 
 
 @settings(max_examples=20)
 @given(seed=SEEDS)
-def test_class_weights_weigh_shares(seed: int) -> None:
-    (_, shares), (_, guess) = draw(seed), draw(seed + 1)
-    weighted = shares.astype(np.float64) * WEIGHTS
+def test_class_weights_weigh_soft_labels(seed: int) -> None:
+    (_, soft), (_, guess) = draw(seed), draw(seed + 1)
+    weighted = soft.astype(np.float64) * WEIGHTS
     expected = (weighted * -np.log(guess)).sum() / weighted.sum()
-    assert float(cross_entropy_loss(shares, guess, class_weights=WEIGHTS)) == pytest.approx(
-        expected, rel=1e-3
-    )
+    assert float(cross_entropy_loss(soft, guess, class_weights=WEIGHTS)) == pytest.approx(expected, rel=1e-3)
 
 
 def test_sixteen_bits_are_summed_in_thirty_two() -> None:

@@ -33,7 +33,7 @@ class AugmentOptions:
     elastic: float = 0.0
     """Share of patches that are bent as soft tissue is."""
     restain: float = 0.0
-    """Share of patches that take on, in part, the colours of another image of the set."""
+    """Share of patches that take on, in part, the colours of any image of the set."""
     stain: float = 0.3
     """Relative spread of the amount of each stain."""
     color: float = 1.0
@@ -70,7 +70,7 @@ def draw_patch(
         looks: Those to take on, of each source; none, and patches keep their image's.
 
     Returns:
-        A patch `(size, size, 3)` and its mask `(size, size)`, changed alike, and its shares.
+        A patch `(size, size, 3)` and its mask `(size, size)`, changed alike, and its soft labels.
     """
     zoom = float(np.exp(rng.uniform(-1, 1) * np.log(options.scale)))
     center = _draw_center(sample.labels, rng, foreground=foreground)
@@ -94,14 +94,14 @@ def turn(sample: Sample, *, quarter_turns: int, mirrored: bool) -> Sample:
     def move(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return np.ascontiguousarray(np.rot90(pixels[:, ::step], quarter_turns))
 
-    shares = None if sample.shares is None else move(sample.shares)
-    return Sample(move(sample.rgb), move(sample.labels), shares)
+    soft = None if sample.soft_labels is None else np.stack([move(plane) for plane in sample.soft_labels])
+    return Sample(move(sample.rgb), move(sample.labels), soft)
 
 
 def take_on_look(
     rgb: NDArray[np.uint8], look: Look, rng: np.random.Generator, *, looks: Looks
 ) -> NDArray[np.uint8]:
-    """Return `rgb` `(h, w, 3)`, cut from an image of a look, on the way to one of another source's.
+    """Return `rgb` `(h, w, 3)`, cut from an image of a look, on the way to any look of any source.
 
     Sources are as likely as each other, however many images they have.
     """
@@ -255,11 +255,10 @@ def _cut(
             cv2.warpAffine(pixels, back, (size, size), flags=flags, borderMode=border), np.uint8
         )
 
-    shares = None
-    if sample.shares is not None:
-        # of more than four channels OpenCV warps none
-        shares = np.dstack([warp(plane, cv2.INTER_LINEAR) for plane in np.moveaxis(sample.shares, -1, 0)])
-    return Sample(warp(sample.rgb, cv2.INTER_LINEAR), warp(sample.labels, cv2.INTER_NEAREST), shares)
+    soft = None
+    if sample.soft_labels is not None:
+        soft = np.stack([warp(plane, cv2.INTER_LINEAR) for plane in sample.soft_labels])
+    return Sample(warp(sample.rgb, cv2.INTER_LINEAR), warp(sample.labels, cv2.INTER_NEAREST), soft)
 
 
 def _place_bend(bend: NDArray[np.float32], back: NDArray[np.float64]) -> list[NDArray[np.float32]]:

@@ -151,7 +151,8 @@ class BestCheckpoint(keras.callbacks.Callback):
         )
         score = entry.score(self._monitor)
         before = self.best.score(self._monitor) if self.epochs else math.nan
-        # Dice is NaN while no class but the background occurs or is predicted
+        # Dice is NaN while no class but the background occurs or is predicted, and where nothing is held out:
+        # the last epoch is the best one then
         return replace(entry, is_best=not self.epochs or score > before or math.isnan(before))
 
 

@@ -156,6 +156,8 @@ def find_dataset(
         DataError: A folder or file is missing, empty, unpaired or ill-formed, or nothing is left to train on.
     """
     dataset = list_items(path, root=root, threshold=threshold, dilate_um=dilate_um)
+    if not dataset.labelled:
+        raise DataError(f"{path}: no image has a mask, expected some to hold out; add a source with masks")
     if not dataset.held_out:
         dataset = _split(dataset, Split(validation, seed))
     drawn = sum(item.weight > 0 for item in dataset.training)
@@ -165,6 +167,12 @@ def find_dataset(
             "expected at least one of each; add images or change --validation"
         )
     return dataset
+
+
+def release_held_out(dataset: Dataset) -> Dataset:
+    """Return the set with nothing held out."""
+    items = tuple(replace(item, held_out=False) for item in dataset.items)
+    return replace(dataset, items=items, split=None)
 
 
 def list_items(
@@ -240,7 +248,10 @@ def _find_source(source: Source, path: Path, root: Path) -> list[Item]:
     for key in ("spacing_um_px", "weight"):
         lends = key == "weight" and source.masks is None and source.weight == 0
         if not getattr(source, key) > 0 and not lends:
-            raise DataError(f"{path}: {source.name}: {key} is {getattr(source, key)}, expected more than 0")
+            hint = "; to lend its colours alone, leave masks away" if key == "weight" else ""
+            raise DataError(
+                f"{path}: {source.name}: {key} is {getattr(source, key)}, expected more than 0{hint}"
+            )
     if source.dilate_um < 0:
         raise DataError(f"{path}: {source.name}: dilate_um is {source.dilate_um}, expected 0 or more")
     blank = Item(
@@ -254,18 +265,24 @@ def _find_source(source: Source, path: Path, root: Path) -> list[Item]:
         held_out=False,
         dilate_um=source.dilate_um,
     )
+    _check_bare(source, path)
     patterns = source.stems if source.list is None else _read_list(root / source.list)
     masks = None if source.masks is None else root / source.masks
     items = list(_pair(blank, root / source.images, masks, patterns))
     if source.except_list is not None:
         left_out = frozenset(_read_list(root / source.except_list))
         items = [item for item in items if item.stem not in left_out]
-    if masks is None and source.held_out:
-        raise DataError(
-            f"{path}: {source.name}: held_out is given and masks is not, expected both or neither"
-        )
     _match_all(source.held_out, [item.stem for item in items], f"{path}: {source.name}: held_out")
     return [replace(item, held_out=_matches(item.stem, source.held_out)) for item in items]
+
+
+def _check_bare(source: Source, path: Path) -> None:
+    """Refuse what is said of masks that are not there."""
+    said = [key for key in ("held_out", "threshold", "values", "dilate_um") if getattr(source, key)]
+    if source.masks is None and said:
+        raise DataError(
+            f"{path}: {source.name}: {said[0]} is given and masks is not, expected both or neither"
+        )
 
 
 def _mask_rule(source: Source, path: Path) -> MaskRule:

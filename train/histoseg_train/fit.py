@@ -30,7 +30,7 @@ from histoseg_train.resume import (
     read_variables,
     write_state,
 )
-from histoseg_train.teachers import describe_teachers, teach_store
+from histoseg_train.teachers import teach_store
 from histoseg_train.tensorboard import open_events
 from histoseg_train.validation import Validation, predict_probabilities, validate_network
 
@@ -42,7 +42,7 @@ class Listener:
     report: Callable[[Epoch], None] = lambda _: None
     """Called after every epoch, when all its files are written."""
     tell: Callable[[str], None] = lambda _: None
-    """Called with one line about what comes first: teachers, a run that was left unfinished."""
+    """Called with one line about what comes first: a run that was left unfinished, teachers."""
 
 
 def fit_model(
@@ -71,13 +71,10 @@ def fit_model(
 
     Raises:
         DataError: An image, mask or teacher does not fit, or the loss is no number.
-        ModelError: A teacher cannot be loaded.
+        CardError, ModelError: A teacher cannot be loaded, or the weights of an encoder.
         OutputError: A file cannot be written.
     """
     listener = listener or Listener()
-    if job.teachers.files:
-        listener.tell(_describe_teaching(job))
-        teach_store(job.training, job.teachers, job.target)
     keras.utils.set_random_seed(job.fit.seed)
     network, run, state_path = build_network(job), describe_run(job), _beside(output, "state")
     state = None if restart else find_state(state_path, run, tell=listener.tell)
@@ -99,7 +96,7 @@ def fit_model(
     if state is not None:
         _restore(network, checkpoint, state)
     with open_events(tensorboard) as add_figures:
-        _train(network, job, checkpoint)
+        _train(network, job, checkpoint, tell=listener.tell)
     _finish(network, job, output, checkpoint)
     state_path.unlink(missing_ok=True)
     return checkpoint.best
@@ -112,6 +109,7 @@ def describe(job: Job, epochs: list[Epoch]) -> KerasMetadata:
         "data": _describe_sources(job.dataset),
         "held_out": name_held_out(job.dataset),
         "split": asdict(job.dataset.split) if job.dataset.split else None,
+        "all_images": not job.dataset.held_out,
         "dice": _describe_dice(best),
         "epochs": len(epochs),
         "best_epoch": best.number,
@@ -124,8 +122,10 @@ def describe(job: Job, epochs: list[Epoch]) -> KerasMetadata:
         "stride_multiple": job.network.stride_multiple,
         "command": job.command,
     }
-    if job.teachers.files:
-        training["teachers"] = describe_teachers(job.teachers)
+    if job.teachers.teachers:
+        training["teachers"] = [
+            {"file": teacher.path.name, "sha256": teacher.sha256} for teacher in job.teachers.teachers
+        ]
         training["teacher_share"] = job.teachers.share
     return KerasMetadata(
         architecture=job.network.name,
@@ -150,11 +150,14 @@ def _restore(network: Network, checkpoint: BestCheckpoint, state: RunState) -> N
     checkpoint.best_weights = list(state.best_weights)
 
 
-def _train(network: Network, job: Job, checkpoint: BestCheckpoint) -> None:
+def _train(network: Network, job: Job, checkpoint: BestCheckpoint, *, tell: Callable[[str], None]) -> None:
     done = len(checkpoint.epochs)
     rate = LearningRate(job.fit, steps=job.patches.steps, epochs=checkpoint.epochs)
-    if checkpoint.is_exhausted or rate.is_time_up:
+    if checkpoint.is_exhausted or rate.is_time_up or done == job.fit.epochs:
         return
+    if job.teachers.teachers:
+        tell(_describe_teaching(job))
+        teach_store(job.training, job.teachers, job.target)
     batches = PatchBatches(
         job.training, job.patches, job.target.normalization, seed=job.fit.seed, first_epoch=done
     )
@@ -210,13 +213,13 @@ def _beside(output: Path, name: str) -> Path:
 
 
 def _describe_teaching(job: Job) -> str:
-    count = len(job.teachers.files)
+    count = len(job.teachers.teachers)
     words = "1 teacher looks" if count == 1 else f"{count} teachers look"
     return f"{words} at {sum(item.weight > 0 for item in job.training.items)} images"
 
 
 def _describe_sources(dataset: Dataset) -> list[dict[str, Any]]:
-    trained = Counter(item.source for item in dataset.training)
+    trained = Counter(item.source for item in dataset.training if item.weight)
     held_out = Counter(item.source for item in dataset.held_out)
     return [
         {**words, "images_trained": trained[words["name"]], "images_held_out": held_out[words["name"]]}

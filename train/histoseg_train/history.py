@@ -67,7 +67,7 @@ def draw_learning_curve(path: Path, epochs: Sequence[Epoch]) -> None:
     figure = Figure(figsize=(9, 4), layout="constrained")
     loss_axes, dice_axes = figure.subplots(1, 2)
     _draw_losses(loss_axes, epochs)
-    _draw_scores(dice_axes, epochs)
+    _draw_scores(dice_axes, epochs)  # empty axes where nothing is held out
     try:
         with write_whole(path) as part:
             figure.savefig(part, format="png", dpi=120)
@@ -84,9 +84,9 @@ def _draw_losses(axes: Any, epochs: Sequence[Epoch]) -> None:
     numbers = [epoch.number for epoch in epochs]
     # with a point for each epoch, so that a single one is seen
     axes.plot(numbers, [epoch.loss for epoch in epochs], ".-", color="black", label="training patches")
-    axes.plot(
-        numbers, [epoch.val_loss for epoch in epochs], ".-", color="tab:orange", label="held-out images"
-    )
+    held_out = [epoch.val_loss for epoch in epochs]
+    if not all(map(math.isnan, held_out)):
+        axes.plot(numbers, held_out, ".-", color="tab:orange", label="held-out images")
     axes.set(xlabel="epoch", ylabel="loss")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="upper right", fontsize="small")

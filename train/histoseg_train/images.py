@@ -28,9 +28,8 @@ class Sample:
     """`(h, w, 3)`."""
     labels: NDArray[np.uint8]
     """`(h, w)` class indices; all 0 where the image has no mask."""
-    shares: NDArray[np.uint8] | None = None
-    """`(h, w, classes)`: how far each pixel is to be of each class, in 255ths, where teachers say so too."""
-
+    soft_labels: NDArray[np.uint8] | None = None
+    """`(classes, h, w)`: how far each pixel is of each class, in 255ths; where there are teachers."""
     look: Look | None = None
     """Of the image, where it was measured."""
 
@@ -111,7 +110,8 @@ class SampleStore:
         self._spacing_um_px = spacing_um_px
         self._equalization = equalization
         self._cache_bytes = cache_bytes
-        self._shares: dict[int, NDArray[np.uint8]] = {}
+        self._taught: dict[int, NDArray[np.uint8]] = {}
+        self._taught_labels: dict[int, NDArray[np.uint8]] = {}
         self._looks: dict[int, Look] = {}
         self._kept: dict[int, Sample] = {}
         self._kept_bytes = 0
@@ -121,20 +121,22 @@ class SampleStore:
 
     def __getitem__(self, index: int) -> Sample:
         """Return sample `index`; raises what `read_sample` raises."""
-        sample, shares = self._read(index), self._shares.get(index)
-        labels = sample.labels
-        if shares is not None and self.items[index].mask is None:
-            labels = np.argmax(shares, axis=-1).astype(np.uint8)
-        return Sample(sample.rgb, labels, shares, self._looks.get(index))
+        sample = self._read(index)
+        labels = self._taught_labels.get(index, sample.labels)
+        return Sample(sample.rgb, labels, self._taught.get(index), self._looks.get(index))
 
-    def teach(self, index: int, shares: NDArray[np.uint8]) -> None:
-        """Let sample `index` have these shares `(h, w, classes)`, and without a mask labels from them."""
-        self._shares[index] = shares
+    def teach(self, index: int, soft_labels: NDArray[np.uint8]) -> None:
+        """Give sample `index` soft labels `(classes, h, w)`, and without a mask labels from them."""
+        self._taught[index] = soft_labels
+        if self.items[index].mask is None:
+            self._taught_labels[index] = np.argmax(soft_labels, axis=0).astype(np.uint8)
 
     def measure_looks(self) -> Looks:
-        """Return the looks of each source's images, which samples have from now on."""
+        """Return the looks of each source's images but held-out ones; samples have them from now on."""
         looks: dict[str, list[Look]] = {}
         for index, item in enumerate(self.items):
+            if item.held_out:
+                continue
             look = measure_look(self._read(index).rgb)
             if look is not None:
                 self._looks[index] = look
@@ -148,7 +150,8 @@ class SampleStore:
         if self._equalization is not None:
             sample = replace(sample, rgb=equalize(sample.rgb, self._equalization))
         size = sample.rgb.nbytes + sample.labels.nbytes
-        if self._kept_bytes + size <= self._cache_bytes:
+        # an image of weight 0 is never drawn
+        if self.items[index].weight and self._kept_bytes + size <= self._cache_bytes:
             self._kept[index] = sample
             self._kept_bytes += size
         return sample
@@ -158,14 +161,16 @@ def count_pixels(store: SampleStore) -> NDArray[np.int64]:
     """Read every sample, so that a bad file is met before training and not in its third hour.
 
     Returns:
-        The pixels of each class index in all masks, `int64` `(256,)`.
+        The pixels of each class index in all masks, `int64` `(256,)`; an image without a mask has none.
 
     Raises:
         DataError: As `read_sample`.
     """
     counts = np.zeros(256, np.int64)
-    for index in range(len(store)):
-        counts += np.bincount(store[index].labels.ravel(), minlength=256)
+    for index, item in enumerate(store.items):
+        labels = store[index].labels
+        if item.mask is not None:
+            counts += np.bincount(labels.ravel(), minlength=256)
     return counts
 
 

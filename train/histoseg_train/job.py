@@ -72,11 +72,20 @@ class FitOptions:
 
 
 @dataclass(frozen=True)
-class TeacherOptions:
-    """Trained models that say what images show; see `histoseg_train.teachers`."""
+class Teacher:
+    """A trained model that says what images show; see `histoseg_train.teachers`."""
 
-    files: tuple[Path, ...] = ()
-    """`.keras`, `.h5` or `.onnx`."""
+    path: Path
+    """A `.keras`, `.h5` or `.onnx` file."""
+    sha256: str
+    """Of the file, as it was when training began."""
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """Whom a network learns from."""
+
+    teachers: tuple[Teacher, ...] = ()
     share: float = 0.5
     """How much they count where there is a mask, too; the rest is the mask's."""
 

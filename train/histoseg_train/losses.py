@@ -2,8 +2,8 @@
 
 Every loss takes the truth and `float32` probabilities `(n, h, w, classes)` that sum to one, class 0 being the
 background, and gives a scalar tensor. The truth is class indices `(n, h, w)`, and a perfect prediction then
-comes to 0; or, from teachers, `float32` shares of the classes `(n, h, w, classes)` that sum to one. Without
-class weights, all losses but `focal` are then least where the probabilities are these shares.
+comes to 0; or, from teachers, `float32` soft labels `(n, h, w, classes)` that sum to one. Without class
+weights, all losses are then least where the probabilities are the soft labels.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def focal_loss(truth: Any, probabilities: Any, *, class_weights: Sequence[float]
     """Return the mean over pixels of `-(1 - p)^2 log p`, `p` being the probability of the true class.
 
     Lin et al. 2017, https://arxiv.org/abs/1708.02002, equation 4 with gamma = 2: pixels that are right
-    already hardly count. Class weights take the part of its alpha.
+    already hardly count. Class weights take the part of its alpha. Of soft labels, `-log p` is the
+    cross-entropy.
     """
     from keras import ops
 
@@ -109,13 +110,13 @@ def tversky_loss(
     pixel: `1 - (TP + 0.5) / (TP + a FP + b FN + 0.5)` with a = 0.3 and b = 0.7. `TP`, `FP` and `FN` are sums
     of probabilities over the pixels of the whole batch. With a = b = 0.5 it is `soft_dice_loss`.
 
-    Of shares, the smaller of share and probability counts as hit: Wang et al. 2023,
+    Of soft labels, the smaller of label and probability counts as hit: Wang et al. 2023,
     https://arxiv.org/abs/2303.16296. The product, which for class indices is the same, would be best where
     the likelier class is certain.
     """
     from keras import ops
 
-    if _is_shares(truth):
+    if _is_soft(truth):
         wanted, both = truth, ops.minimum(truth, probabilities)
     else:
         wanted = ops.one_hot(ops.cast(truth, "int32"), probabilities.shape[-1], dtype="float32")
@@ -155,7 +156,7 @@ def _bind(name: str, class_weights: Sequence[float]) -> Callable[[Any, Any], Any
     return partial(loss, class_weights=class_weights) if name in WEIGHTED and class_weights else loss
 
 
-def _is_shares(truth: Any) -> bool:
+def _is_soft(truth: Any) -> bool:
     return len(truth.shape) == 4
 
 
@@ -163,7 +164,7 @@ def _measure_entropy(truth: Any, probabilities: Any) -> Any:
     """Return the cross-entropy of each pixel, `(n, h, w)`; Keras takes it from logits where it knows them."""
     from keras import ops
 
-    if _is_shares(truth):
+    if _is_soft(truth):
         return ops.categorical_crossentropy(truth, probabilities)
     return ops.sparse_categorical_crossentropy(ops.cast(truth, "int32"), probabilities)
 
@@ -171,14 +172,14 @@ def _measure_entropy(truth: Any, probabilities: Any) -> Any:
 def _weigh_pixels(truth: Any, class_weights: Sequence[float]) -> tuple[Any, Any]:
     """Return the truth to compare with, and what each pixel counts, `(n, h, w)`, or `None` for all the same.
 
-    Shares are weighted class by class: a pixel counts their sum, and the truth is what they are of it.
+    Soft labels are weighted class by class: a pixel counts their sum, and the truth is what they are of it.
     """
     from keras import ops
 
     if not class_weights:
         return truth, None
     by_class = ops.convert_to_tensor(class_weights, "float32")
-    if not _is_shares(truth):
+    if not _is_soft(truth):
         return truth, ops.take(by_class, ops.cast(truth, "int32"))
     weighted = truth * by_class
     weights = ops.sum(weighted, axis=-1)

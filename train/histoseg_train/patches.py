@@ -19,7 +19,7 @@ from histoseg_train.job import PatchOptions
 class PatchBatches(keras.utils.PyDataset):
     """Batches of `float32` `(n, size, size, 3)` patches and `uint8` `(n, size, size)` class indices.
 
-    Where teachers say what patches show, `float32` `(n, size, size, classes)` shares of the classes take the
+    Where teachers say what patches show, `float32` `(n, size, size, classes)` soft labels take the
     indices' place.
 
     A batch depends on the seed, the epoch and its own number alone, so that threads cannot reorder chance.
@@ -72,12 +72,12 @@ class PatchBatches(keras.utils.PyDataset):
 
 
 def _stack_truth(patches: Sequence[Sample]) -> NDArray[Any]:
-    taught = [patch.shares for patch in patches if patch.shares is not None]
+    taught = [patch.soft_labels for patch in patches if patch.soft_labels is not None]
     if not taught:
         return np.stack([patch.labels for patch in patches])
-    shares = np.stack(taught).astype(np.float32)
-    # interpolation rounds: the shares of a pixel add up to 255 or almost
-    return shares / np.maximum(shares.sum(axis=-1, keepdims=True), 1)
+    soft = np.moveaxis(np.stack(taught), 1, -1).astype(np.float32)
+    # those of a pixel add up to about 255: they were rounded, and again when warped
+    return soft / np.maximum(soft.sum(axis=-1, keepdims=True), 1)
 
 
 def item_chances(items: Sequence[Item]) -> NDArray[np.float64]:

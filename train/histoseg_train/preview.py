@@ -23,10 +23,12 @@ GAP_PX, CAPTION_PX = 4, 20
 def cut_tiles(job: Job, *, count: int = TILES) -> list[Sample]:
     """Return unchanged tiles of the patches' size from held-out images, of each source in turn.
 
-    They depend on the job alone.
+    They depend on the job alone. Where nothing is held out, they are of training images that have a mask.
     """
-    store, seed = job.held_out, job.fit.seed
-    chosen = choose_items(store.items, range(len(store)), count, seed=seed)
+    seed = job.fit.seed
+    store = job.held_out if len(job.held_out) else job.training
+    told = [index for index, item in enumerate(store.items) if item.mask is not None]
+    chosen = choose_items(store.items, told, count, seed=seed)
     return [_cut_tile(store[index], size=job.patches.size, seed=seed) for index in chosen]
 
 

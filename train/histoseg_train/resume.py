@@ -25,7 +25,6 @@ from histoseg.jsonclass import to_json
 from histoseg_train.dataset import Item
 from histoseg_train.history import Epoch
 from histoseg_train.job import Job
-from histoseg_train.teachers import describe_teachers
 
 Array = NDArray[Any]
 
@@ -45,9 +44,9 @@ class RunState:
 def describe_run(job: Job) -> dict[str, Any]:
     """Return all that decides what a run gives, by name; two runs that agree in it give the same.
 
-    Files count by their content, so that a copied or touched one is no other.
+    Files count by their content, so that a copied, renamed or touched one is no other.
     """
-    said = {
+    said: dict[str, Any] = {
         "arch": job.network.name,
         "weights": job.weights,
         "smooth_um": job.smooth_um,
@@ -55,9 +54,10 @@ def describe_run(job: Job) -> dict[str, Any]:
         "patches": asdict(job.patches),
         "loss": asdict(job.loss),
         "fit": asdict(job.fit),
-        "teachers": describe_teachers(job.teachers),
-        "teacher_share": job.teachers.share,
     }
+    if job.teachers.teachers:
+        digests = [teacher.sha256 for teacher in job.teachers.teachers]
+        said |= {"teachers": digests, "teacher_share": job.teachers.share}
     versions = {"histoseg": __version__, "keras": keras.__version__, "backend": keras.backend.backend()}
     return to_json({**said, **versions, "data": _digest_items(job.dataset.items)})
 

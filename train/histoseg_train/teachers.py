@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histoseg.equalize import Equalization
 from histoseg.errors import DataError
 from histoseg_train.evaluation.tiled import TiledModel, iter_image, open_model
-from histoseg_train.job import TeacherOptions
+from histoseg_train.job import Teacher, TeacherOptions
 
 if TYPE_CHECKING:
     from histoseg.arrays import Floats, Labels, Pixels
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
 
 
 def teach_store(store: SampleStore, options: TeacherOptions, target: Target) -> None:
-    """Give every sample of a store the shares of its classes, and a sample without a mask its labels.
+    """Give every sample of a store that is drawn from soft labels, and one without a mask its labels, too.
 
-    Shares are the mean of the teachers' probabilities, in each of the eight ways to turn and mirror the
-    image; where there is a mask, its classes count for the rest. They take a byte a pixel and class.
+    Soft labels are the mean of the teachers' probabilities, in each of the eight ways to turn and mirror the
+    image; where there is a mask, its classes count for the rest. They take a byte a pixel and class, of all
+    images together.
 
     Args:
         store: The training images.
@@ -37,20 +39,23 @@ def teach_store(store: SampleStore, options: TeacherOptions, target: Target) -> 
 
     Raises:
         DataError: A teacher has other classes, another um/px or another equalisation.
-        ModelError: A teacher cannot be loaded.
+        CardError, ModelError: A teacher cannot be loaded.
+        ProviderError: Nothing here runs an ONNX file.
     """
     with ExitStack() as stack:
-        teachers = [stack.enter_context(open_model(path)) for path in options.files]
-        for path, teacher in zip(options.files, teachers, strict=True):
-            _check(path, teacher, target)
+        models = []
+        for teacher in options.teachers:
+            models.append(stack.enter_context(open_model(teacher.path)))
+            _check(teacher.path, models[-1], target)
         for index, item in enumerate(store.items):
             if not item.weight:
                 continue
             sample = store[index]
-            said = np.mean([predict_turned(teacher, sample.rgb) for teacher in teachers], axis=0)
+            said = sum(predict_turned(model, sample.rgb) for model in models)
+            soft = normalise(np.asarray(said))
             if item.mask is not None:
-                said = blend_shares(said, sample.labels, share=options.share)
-            store.teach(index, np.round(255 * said).astype(np.uint8))
+                soft = blend_labels(soft, sample.labels, share=options.share)
+            store.teach(index, np.moveaxis(np.round(255 * soft).astype(np.uint8), -1, 0))
 
 
 def predict_turned(model: TiledModel, rgb: Pixels) -> Floats:
@@ -63,16 +68,28 @@ def predict_turned(model: TiledModel, rgb: Pixels) -> Floats:
     Returns:
         `float32` `(h, w, classes)`; the same for the turned image, turned.
     """
-    found = []
+    total = np.zeros((*rgb.shape[:2], len(model.card.class_names)), np.float32)
     for step in (1, -1):
         for turns in range(4):
             turned = np.ascontiguousarray(np.rot90(rgb[:, ::step], turns))
             rows = np.concatenate([band.probabilities for band in iter_image(model, turned)])
-            found.append(np.rot90(rows, -turns)[:, ::step])
-    return np.asarray(np.mean(found, axis=0), np.float32)
+            total += np.rot90(rows, -turns)[:, ::step]
+    return np.asarray(total / 8, np.float32)
 
 
-def blend_shares(said: Floats, labels: Labels, *, share: float) -> Floats:
+def normalise(said: Floats) -> Floats:
+    """Return probabilities `(h, w, classes)` that sum to one, of any: several sigmoids sum to anything.
+
+    Where none is above 0, all classes are as likely.
+    """
+    above = np.maximum(said, 0)
+    total = above.sum(axis=-1, keepdims=True)
+    return np.asarray(
+        np.where(total > 0, above / np.where(total > 0, total, 1), 1 / said.shape[-1]), np.float32
+    )
+
+
+def blend_labels(said: Floats, labels: Labels, *, share: float) -> Floats:
     """Return what is to be learnt of each pixel: `share` what teachers say, the rest what the mask does.
 
     Args:
@@ -84,27 +101,39 @@ def blend_shares(said: Floats, labels: Labels, *, share: float) -> Floats:
     return share * said + (1 - share) * truth
 
 
-def describe_teachers(options: TeacherOptions) -> list[dict[str, Any]]:
-    """Return the name and the SHA-256 of each teacher's file."""
-    return [
-        {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in options.files
-    ]
+def find_teachers(paths: Sequence[Path], *, share: float = 0.5) -> TeacherOptions:
+    """Return teachers by their files, which are read once.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    try:
+        return TeacherOptions(tuple(Teacher(path, _digest(path)) for path in paths), share)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot read the teacher: {error.strerror}") from error
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check(path: Path, teacher: TiledModel, target: Target) -> None:
     card = teacher.card
     pairs = {
-        "classes": (card.class_names, target.class_names),
-        "um/px": (card.spacing_um_px, target.spacing_um_px),
-        "equalisation": (card.input.equalization, target.equalization),
+        "--classes": (card.class_names, target.class_names),
+        "--spacing": (card.spacing_um_px, target.spacing_um_px),
+        "--clahe": (card.input.equalization, target.equalization),
     }
-    for name, (found, wanted) in pairs.items():
+    for option, (found, wanted) in pairs.items():
         if found != wanted:
             raise DataError(
-                f"{path}: the teacher's {name} is {_word(found)}, expected {_word(wanted)}, as of the network"
-                " to be trained"
+                f"{path}: the teacher has {option} {_word(found)}, expected {_word(wanted)}; "
+                "give another --teacher, or options like its own"
             )
 
 
 def _word(value: Any) -> str:
-    return ", ".join(value) if isinstance(value, Sequence) else str(value or "none")
+    if isinstance(value, Equalization):
+        return f"{value.clip_limit:g} in cells of {value.cell_px} px"
+    return ",".join(value) if isinstance(value, Sequence) else str(value or "none")

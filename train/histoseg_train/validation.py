@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,7 @@ class _Tally:
 
 
 def validate_network(model: Any, job: Job) -> Validation:
-    """Run the held-out images of a job through a model, each as a whole.
+    """Run the held-out images of a job through a model, each as a whole; without any, all figures are NaN.
 
     Args:
         model: From normalised pixels to probabilities, both channels last.
@@ -85,6 +86,8 @@ def _measure_loss(
 
 
 def _summarise(tallies: Mapping[str, _Tally], names: tuple[str, ...]) -> Validation:
+    if not tallies:
+        return Validation(math.nan, math.nan, math.nan, {})
     weights = {source: tally.weight for source, tally in tallies.items()}
     losses = [float(np.mean(tally.losses)) for tally in tallies.values()]
     dice = {source: foreground_dice(tally.counts) for source, tally in tallies.items()}

@@ -61,13 +61,17 @@ def _translate(context: click.Context, path: Path) -> dict[str, Any]:
             f"{path}: fit has '{unknown[0]}', expected options of `histoseg-train fit` without "
             "dashes, such as arch or learning-rate"
         )
-    return {wanted[key]: value for key, value in options.items() if key in wanted}
-
-
-def _list_options(command: click.Command) -> dict[str, str]:
-    """Return the parameter's name of every option that says how to train, by what a person writes."""
     return {
-        option.opts[0].removeprefix("--"): str(option.name)
+        str(wanted[key].name): [value] if wanted[key].multiple and isinstance(value, str) else value
+        for key, value in options.items()
+        if key in wanted
+    }
+
+
+def _list_options(command: click.Command) -> dict[str, click.Option]:
+    """Return every option that says how to train, by what a person writes."""
+    return {
+        option.opts[0].removeprefix("--"): option
         for option in command.params
         if isinstance(option, click.Option) and option.name not in PLACES
     }

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from histoseg.errors import DataError
 from histoseg.helppage import HelpPage
 from histoseg_train.commands.words import format_dice, import_keras
 from histoseg_train.dataset import find_held_out, list_items
@@ -68,23 +69,27 @@ def evaluate(model: Path, data: Path, **values: Any) -> None:
         make_evaluation_folder(output) if output else nullcontext() as folder,
         open_model(model, tile=values["tile"], provider=values["provider"]) as tiled,
     ):
-        store = _open_store(dataset, tiled.card, all_images=values["all_images"])
+        store = _open_store(data, dataset, tiled.card, all_images=values["all_images"])
         with _reporting(len(store)) as report:
             result = evaluate_store(tiled, store, threshold=values["threshold"], on_image=report)
         about = {"model": describe_model(model, tiled), "data": str(data), "all_images": values["all_images"]}
         document = describe_evaluation(result, **about)
         if folder:
             write_evaluation(folder, document, _draw(tiled, store, result, document, values["rows"]))
+    if tiled.card.training.get("all_images"):
+        click.echo(f"{model}: trained on all images of its set, so on these if they are of it", err=True)
     if values["as_json"]:
         click.echo(format_json(document), nl=False)
     else:
         _print(model, document, tiled.card.class_colors)
 
 
-def _open_store(dataset: Dataset, card: ModelCard, *, all_images: bool) -> SampleStore:
-    """Return the held-out images as the model takes them; all where none is held out."""
+def _open_store(data: Path, dataset: Dataset, card: ModelCard, *, all_images: bool) -> SampleStore:
+    """Return the held-out images as the model takes them; all with a mask where none is held out."""
     from histoseg_train.job import Target, open_store
 
+    if not dataset.labelled:
+        raise DataError(f"{data}: no image has a mask, expected some to score; add masks")
     held_out = () if all_images else find_held_out(dataset, card.training)
     target = Target(
         card.class_names, card.class_colors, card.spacing_um_px, equalization=card.input.equalization

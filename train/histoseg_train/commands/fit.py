@@ -29,7 +29,7 @@ from histoseg_train.commands.options import (
     read_equalization,
 )
 from histoseg_train.commands.words import format_dice, import_keras
-from histoseg_train.dataset import Dataset, find_dataset
+from histoseg_train.dataset import Dataset, find_dataset, release_held_out
 from histoseg_train.images import count_pixels
 from histoseg_train.job import (
     FitOptions,
@@ -44,6 +44,7 @@ from histoseg_train.losses import LOSSES, LossOptions, LossTerms, parse_loss
 from histoseg_train.metadata import SUFFIXES
 from histoseg_train.recipes import list_recipes
 from histoseg_train.schedules import Monitor, ScheduleName
+from histoseg_train.teachers import find_teachers
 
 if TYPE_CHECKING:
     from histoseg_train.fit import Listener
@@ -98,6 +99,12 @@ SAMPLING_OPTIONS = (
         default=0.2,
         type=click.FloatRange(0, 0.9),
         help="Share of images held out when DATA names none.",
+    ),
+    click.option(
+        "--all",
+        "all_images",
+        is_flag=True,
+        help="Train on held-out images, too: nothing is scored, and the last epoch is saved.",
     ),
     click.option(
         "--normalize",
@@ -190,7 +197,7 @@ FIT_OPTIONS = (
         type=click.IntRange(1),
         help="Epochs without a better one before stopping.",
     ),
-    click.option("--max-minutes", type=POSITIVE, help="Settle and stop by then."),
+    click.option("--max-minutes", type=POSITIVE, help="Settle and stop by then, teachers aside."),
     click.option("--mixed-precision", is_flag=True, help="Compute in 16 bits; pays on GPUs alone."),
     click.option("--restart", is_flag=True, help="Begin afresh where a run was interrupted."),
     click.option("--tensorboard", type=PATH, help="Folder to write figures for TensorBoard into."),
@@ -204,7 +211,7 @@ EXAMPLES = (
 )
 # Those that a person sets; the recipe or a good default sees to the others.
 SECTIONS = {
-    "Data": ("output", "recipe", "root", "classes", "spacing_um_px", "validation"),
+    "Data": ("output", "recipe", "root", "classes", "spacing_um_px", "validation", "all_images"),
     "Network": ("arch", "size", "teachers"),
     "Training": ("epochs", "steps", "batch", "loss_terms", "learning_rate", "patience", "restart", "seed"),
     "Changes of patches": ("scale", "elastic", "restain", "stain", "color"),
@@ -233,7 +240,11 @@ def fit(data: Path | None, output: Path, recipe: Path | None, **values: Any) -> 
         raise click.UsageError("neither DATA nor --recipe is given, expected one of them")
     patches = _read_patches(values)
     _check_class_weights(values)
+    if values["all_images"] and values["schedule"] == "plateau":
+        raise click.UsageError("--schedule is plateau, which watches held-out images; --all leaves none")
     _check_output(output)
+    if any(output.exists() and output.samefile(teacher) for teacher in values["teachers"]):
+        raise click.UsageError(f"--teacher is '{output}', which --output would replace; give another name")
     job = _prepare(data, values, patches)
     import_keras()
     from histoseg_train.fit import fit_model
@@ -242,7 +253,8 @@ def fit(data: Path | None, output: Path, recipe: Path | None, **values: Any) -> 
         best = fit_model(
             job, output, listener=listener, restart=values["restart"], tensorboard=values["tensorboard"]
         )
-    click.echo(f"{output}: Dice {best.val_dice:.4f} of held-out images, epoch {best.number}")
+    scored = f"Dice {best.val_dice:.4f} of held-out images" if job.held_out.items else "nothing held out"
+    click.echo(f"{output}: {scored}, epoch {best.number}")
 
 
 def _read_patches(values: Mapping[str, Any]) -> PatchOptions:
@@ -287,10 +299,12 @@ def _prepare(data: Path, values: Mapping[str, Any], patches: PatchOptions) -> Jo
     names, colors = values["classes"]
     words = {"class_names": names, "class_colors": colors, "equalization": read_equalization(values)}
     target = pick(Target, {**values, **words})
-    teachers = TeacherOptions(values["teachers"], values["teacher_share"])
+    if values["all_images"]:
+        dataset = release_held_out(dataset)
+    teachers = find_teachers(values["teachers"], share=values["teacher_share"])
     _check_labelled(data, dataset, teachers)
     training, held_out = open_store(dataset.training, target), open_store(dataset.held_out, target)
-    _check_masks(data, names, training, held_out, taught=bool(teachers.files))
+    _check_masks(data, names, training, held_out)
     loss = LossOptions(values["loss_terms"], values["class_weights"])
     command = shlex.join(["histoseg-train", *sys.argv[1:]])
     network = {"network": values["arch"], "weights": values["weights"], "smooth_um": values["smooth_um"]}
@@ -303,18 +317,20 @@ def _prepare(data: Path, values: Mapping[str, Any], patches: PatchOptions) -> Jo
 
 def _check_labelled(data: Path, dataset: Dataset, teachers: TeacherOptions) -> None:
     bare = [item.source for item in dataset.items if item.mask is None and item.weight]
-    if bare and not teachers.files:
-        raise DataError(f"{data}: {bare[0]} has no masks, expected some, or --teacher MODEL to do without")
+    if bare and not teachers.teachers:
+        raise DataError(
+            f"{data}: {bare[0]} has no masks, expected some, or --teacher MODEL to do without, or weight = 0 "
+            "to lend its colours alone"
+        )
 
 
-def _check_masks(
-    data: Path, names: Sequence[str], training: SampleStore, held_out: SampleStore, *, taught: bool
-) -> None:
-    """Read every mask, and refuse a class that none shows, unless teachers may."""
+def _check_masks(data: Path, names: Sequence[str], training: SampleStore, held_out: SampleStore) -> None:
+    """Read every image and mask, and refuse a class that none shows, unless some images have no mask."""
     pixels = count_pixels(training)
     count_pixels(held_out)
     absent = [name for index, name in enumerate(names) if index and not pixels[index]]
-    if absent and not taught:
+    told = all(item.mask is not None or not item.weight for item in training.items)
+    if absent and told:
         raise DataError(
             f"{data}: no training mask holds a pixel of '{absent[0]}'; see --classes, --mask-threshold"
         )
@@ -334,7 +350,7 @@ def _reporting(job: Job) -> Iterator[Listener]:
             mark = "*" if epoch.is_best else " "
             console.print(
                 f"epoch {epoch.number:3d}{mark} {epoch.seconds:6.0f} s  loss {epoch.loss:.4f}  "
-                f"Dice {epoch.val_dice:.4f}  {format_dice(epoch.per_source)}"
+                + (f"Dice {epoch.val_dice:.4f}  {format_dice(epoch.per_source)}" if epoch.per_source else "")
             )
             status.update(f"epoch {epoch.number + 1} of {job.fit.epochs}")
 

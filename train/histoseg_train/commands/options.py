@@ -84,7 +84,7 @@ PATCHES: Options = (
         "--restain",
         default=0.0,
         type=click.FloatRange(0, 1),
-        help="Share of patches that take on colours of other images, those of weight 0 included.",
+        help="Share of patches that take on the colours of any image, also of those of weight 0.",
     ),
     click.option("--stain", default=0.3, type=click.FloatRange(0, 1), help="Spread of each stain's amount."),
     click.option("--color", default=1.0, type=click.FloatRange(0, 3), help="Strength of colour changes."),

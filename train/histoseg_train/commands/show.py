@@ -35,7 +35,7 @@ PATH = click.Path(path_type=Path)
 
 SECTIONS = {
     "Data": ("output", "root", "classes", "spacing_um_px", "images", "draws", "seed"),
-    "Changes of patches": ("size", "scale", "elastic", "stain", "color"),
+    "Changes of patches": ("size", "scale", "elastic", "restain", "stain", "color"),
 }
 
 
@@ -70,14 +70,16 @@ def show(data: Path, output: Path, **values: Any) -> None:
     )
     counts = count_classes(store, classes=len(names))
     # networks see what is not held out; of sets that are for evaluation alone, all is shown
-    seen = [index for index, item in enumerate(items) if not item.held_out] or range(len(items))
+    drawn_from = [index for index, item in enumerate(items) if item.weight]
+    seen = [index for index in drawn_from if not items[index].held_out] or drawn_from
     chosen = choose_items(items, seen, values["images"], seed=seed)
     patches = replace(pick(PatchOptions, values), augment=read_augment(values))
     drawn = draw_samples(store, chosen, patches, draws=values["draws"], seed=seed)
     _write(output, encode_png(draw_sheet(store, chosen, drawn, colors)))
     console = Console(highlight=False)
     console.print(_tabulate(counts, names, colors))
-    shares = measure_shares(chain.from_iterable(drawn), classes=len(names))
+    told = [patches for index, patches in zip(chosen, drawn, strict=True) if items[index].mask is not None]
+    shares = measure_shares(chain.from_iterable(told), classes=len(names))
     words = ", ".join(f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True))
     console.print(
         f"{output}: {len(chosen)} images, patches drawn of each: {values['draws']}; they hold {words}",
