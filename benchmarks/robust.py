@@ -93,7 +93,7 @@ def measure(path: Path, items: Sequence[Item]) -> dict[str, float]:
         )
         for index, item in enumerate(items):
             for name, sample in iter_views(store[index]):
-                found = score_image(model, item, sample).counts
+                found = score_image(model, item, sample, threshold=card.output.threshold).counts
                 counts[name] = counts.get(name, 0) + found
     return {name: round(float(2 * c[1, 1] / (c[1].sum() + c[:, 1].sum())), 4) for name, c in counts.items()}
 

@@ -189,11 +189,13 @@ def _as_usage() -> Iterator[None]:
 
 def _choose_model(options: dict[str, Any]) -> ModelChoice:
     from histoseg.fleet import ModelChoice
-    from histoseg.models import default_model
+    from histoseg.models import choose_default_model, default_model
 
-    return ModelChoice(
-        options["model"] or default_model(), options["provider"], options["card"], options["threads"]
-    )
+    model = options["model"]
+    if model is None:
+        # workers of a cluster may have other processors than this machine, and must all run the same file
+        model = default_model() if options["dask"] else choose_default_model(options["provider"])
+    return ModelChoice(model, options["provider"], options["card"], options["threads"])
 
 
 def _read_order(options: dict[str, Any], out: Path) -> Order:

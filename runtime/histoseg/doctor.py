@@ -132,16 +132,17 @@ def _check_provider(name: str) -> bool:
 
 
 def _check_default_model(provider: str) -> bool:
-    from histoseg.models import default_model
+    from histoseg.models import choose_default_model
     from histoseg.probe import time_model
 
+    model = choose_default_model(provider)
     try:
-        seconds, placement = time_model(default_model(), provider)
+        seconds, placement = time_model(model, provider)
     except HistosegError as error:
-        click.echo(f"model {default_model().name} on {provider}: FAILS: {error}")
+        click.echo(f"model {model.name} on {provider}: FAILS: {error}")
         return False
     nodes = ", ".join(f"{count} nodes on {key}" for key, count in placement.items()) or "nodes not counted"
-    click.echo(f"model {default_model().name} on {provider}: works, {nodes}, {seconds:.2f} s for one tile")
+    click.echo(f"model {model.name} on {provider}: works, {nodes}, {seconds:.2f} s for one tile")
     return True
 
 
