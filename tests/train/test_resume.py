@@ -22,6 +22,7 @@ from histoseg_train.losses import LossOptions
 from histoseg_train.metadata import require_metadata
 from histoseg_train.modelfile import load_model
 from histoseg_train.resume import describe_run, find_state
+from histoseg_train.teachers import find_teachers
 
 MakeFolder = Callable[..., Path]
 
@@ -115,6 +116,28 @@ def continue_run(job: Job, output: Path, *, restart: bool = False) -> tuple[list
         job, output, listener=Listener(lambda e: numbers.append(e.number), said.append), restart=restart
     )
     return said, numbers
+
+
+def test_a_taught_run_goes_on_with_what_its_teacher_said(job: Job, tmp_path: Path) -> None:
+    fit_model(job, tmp_path / "teacher.keras")
+    patches = replace(job.patches, augment=replace(job.patches.augment, restain=1))
+    taught = replace(job, patches=patches, teachers=find_teachers([tmp_path / "teacher.keras"]))
+    fit_model(taught, tmp_path / "whole.keras")
+    stop_after(taught, tmp_path / "killed.keras", 2)
+    said, numbers = continue_run(taught, tmp_path / "killed.keras")
+    assert numbers == [3, 4]
+    assert "training goes on after epoch 2" in said[0]
+    assert said[1:] == ["1 teacher looks at 3 images"]
+    assert_same_run(tmp_path / "whole.keras", tmp_path / "killed.keras")
+
+
+def test_a_run_without_epochs_left_asks_no_teacher(job: Job, tmp_path: Path) -> None:
+    fit_model(job, tmp_path / "teacher.keras")
+    taught = replace(job, teachers=find_teachers([tmp_path / "teacher.keras"]))
+    stop_after(taught, tmp_path / "killed.keras", 4)
+    said, numbers = continue_run(taught, tmp_path / "killed.keras")
+    assert numbers == []
+    assert not any("teacher" in line.removeprefix(str(tmp_path)) for line in said)
 
 
 @pytest.mark.parametrize("epochs", [1, 4])
