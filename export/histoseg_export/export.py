@@ -165,7 +165,8 @@ def _measure(
     cuts, words = _cut(proof, fp32.card, wide, count, seed=SEED + 1)
     with open_session(folder / "fp32.onnx", provider="cpu") as session:
         run = partial(run_singly, session.run)
-        measured = measure_tiling(run, cuts, tile=tile, graph_stride=read_stride(fp32.model))
+        threshold, graph_stride = read.description.threshold, read_stride(fp32.model)
+        measured = measure_tiling(run, cuts, tile=tile, graph_stride=graph_stride, threshold=threshold)
     resized = None if accepts_tile(read.model, tile) else _compare_own_size(read, fp32, measured, proof)
     card = replace(
         fp32.card,
@@ -199,6 +200,7 @@ def _compare_own_size(
         partial(predict_reference, description=read.description),
         stride=measured.stride_multiple,
         halo=measured.halo_px,
+        threshold=read.description.threshold,
     )
 
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from histoseg.blend import choose_labels
 from histoseg.card import ModelCard, Tiling
 from histoseg_train.tiling import fit_tiling
 
@@ -76,6 +77,7 @@ class _Probe:
     images: Pixels
     tile: tuple[int, int]
     base: Floats
+    threshold: float | None
 
     @property
     def tiles(self) -> Pixels:
@@ -87,7 +89,9 @@ class _Probe:
         return replace(self, images=self.images[:count], base=self.base[:count])
 
 
-def measure_tiling(run: Run, images: Pixels, *, tile: tuple[int, int], graph_stride: int) -> Measurement:
+def measure_tiling(
+    run: Run, images: Pixels, *, tile: tuple[int, int], graph_stride: int, threshold: float | None = None
+) -> Measurement:
     """Probe a model.
 
     Args:
@@ -95,9 +99,10 @@ def measure_tiling(run: Run, images: Pixels, *, tile: tuple[int, int], graph_str
         images: `(n, h, w, 3)` uint8, each one and a half tiles high and wide.
         tile: Width and height.
         graph_stride: What `read_stride` found.
+        threshold: Of two classes, as in the card.
     """
     base = np.concatenate([run(image[None, : tile[1], : tile[0]]) for image in images])
-    probe = _Probe(run, images, tile, base)
+    probe = _Probe(run, images, tile, base, threshold)
     difference, differing, depth = _compare_quarters(probe, graph_stride)
     halo = find_halo(difference, depth, min(tile) // 4)
     # what border and context do to the middle of a tile must not be taken for a wrong stride
@@ -168,7 +173,8 @@ def _compare_quarters(probe: _Probe, stride: int) -> tuple[Floats, Mask, Depths]
     """Return `|dp|`, where labels differ, and each pixel's depth, for tiles a quarter of their side apart."""
     first, second = _overlap(probe, tuple(_quarter(side, stride) for side in probe.tile))
     difference = np.abs(first - second).mean(axis=-1)
-    return difference, first.argmax(-1) != second.argmax(-1), _depths(difference.shape[1:])
+    labels, others = (choose_labels(values, probe.threshold) for values in (first, second))
+    return difference, labels != others, _depths(difference.shape[1:])
 
 
 def _quarter(side: int, stride: int) -> int:

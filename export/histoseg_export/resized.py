@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from histoseg.blend import choose_labels
 from histoseg_export.retarget import accepts_tile
 
 if TYPE_CHECKING:
@@ -21,7 +20,14 @@ Predict = Callable[[Any, "Pixels"], "Floats"]
 
 
 def compare_sizes(
-    model: Any, fixed: Any, images: Pixels, predict: Predict, *, stride: int, halo: int
+    model: Any,
+    fixed: Any,
+    images: Pixels,
+    predict: Predict,
+    *,
+    stride: int,
+    halo: int,
+    threshold: float | None = None,
 ) -> float | None:
     """Return on how many pixels a rebuilt network and its original agree, in the middle of what both see.
 
@@ -32,6 +38,7 @@ def compare_sizes(
         predict: Runs either.
         stride: Both tiles must lie on multiples of it.
         halo: How far borders reach; less is compared where that leaves nothing.
+        threshold: Of two classes, as in the card.
 
     Returns:
         A share of 0 to 1; `None` where the network takes tiles of any size as it is, or is too small to tell.
@@ -44,24 +51,30 @@ def compare_sizes(
     if min(half) < LEAST_PX:
         return None
     first, second = (
-        _label_middle(network, images, size, half, predict, stride)
+        _label_middle(network, images, size, half, predict, stride, threshold)
         for network, size in ((model, own), (fixed, tile))
     )
     return float((first == second).mean())
 
 
 def _label_middle(
-    network: Any, images: Pixels, size: tuple[int, int], half: list[int], predict: Predict, stride: int
+    network: Any,
+    images: Pixels,
+    size: tuple[int, int],
+    half: list[int],
+    predict: Predict,
+    stride: int,
+    threshold: float | None,
 ) -> Labels:
     """Return the labels around the middle of images, of which the network sees the middle part."""
     middle_y, middle_x = images.shape[1] // 2, images.shape[2] // 2
     top, left = (
         (middle - side // 2) // stride * stride for middle, side in ((middle_y, size[1]), (middle_x, size[0]))
     )
-    labels = predict(network, images[:, top : top + size[1], left : left + size[0]]).argmax(axis=-1)
+    cut = images[:, top : top + size[1], left : left + size[0]]
+    labels = choose_labels(predict(network, cut), threshold)
     y, x = middle_y - top, middle_x - left
-    found: Labels = labels[:, y - half[1] : y + half[1], x - half[0] : x + half[0]].astype(np.uint8)
-    return found
+    return labels[:, y - half[1] : y + half[1], x - half[0] : x + half[0]]
 
 
 def explain_resizing(agreement: float | None, tile: tuple[int, int]) -> tuple[str, ...]:
