@@ -122,6 +122,11 @@ class Dataset:
         return tuple(item for item in self.items if not item.held_out)
 
     @property
+    def drawn(self) -> tuple[Item, ...]:
+        """Return the items that patches are drawn from: those to train on but the lenders."""
+        return tuple(item for item in self.training if item.weight)
+
+    @property
     def held_out(self) -> tuple[Item, ...]:
         """Return the items kept for validation."""
         return tuple(item for item in self.items if item.held_out)
@@ -160,10 +165,9 @@ def find_dataset(
         raise DataError(f"{path}: no image has a mask, expected some to hold out; add a source with masks")
     if not dataset.held_out:
         dataset = _split(dataset, Split(validation, seed))
-    drawn = sum(item.weight > 0 for item in dataset.training)
-    if not drawn or not dataset.held_out:
+    if not dataset.drawn or not dataset.held_out:
         raise DataError(
-            f"{path}: {drawn} images to train on and {len(dataset.held_out)} held out, "
+            f"{path}: {len(dataset.drawn)} images to train on and {len(dataset.held_out)} held out, "
             "expected at least one of each; add images or change --validation"
         )
     return dataset

@@ -215,11 +215,11 @@ def _beside(output: Path, name: str) -> Path:
 def _describe_teaching(job: Job) -> str:
     count = len(job.teachers.teachers)
     words = "1 teacher looks" if count == 1 else f"{count} teachers look"
-    return f"{words} at {sum(item.weight > 0 for item in job.training.items)} images"
+    return f"{words} at {len(job.dataset.drawn)} images"
 
 
 def _describe_sources(dataset: Dataset) -> list[dict[str, Any]]:
-    trained = Counter(item.source for item in dataset.training if item.weight)
+    trained = Counter(item.source for item in dataset.drawn)
     held_out = Counter(item.source for item in dataset.held_out)
     return [
         {**words, "images_trained": trained[words["name"]], "images_held_out": held_out[words["name"]]}

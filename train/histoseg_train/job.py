@@ -78,7 +78,7 @@ class Teacher:
     path: Path
     """A `.keras`, `.h5` or `.onnx` file."""
     sha256: str
-    """Of the file, as it was when training began."""
+    """Of the file, and of weights in files beside it, as they were when training began."""
 
 
 @dataclass(frozen=True)

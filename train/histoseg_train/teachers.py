@@ -6,7 +6,6 @@ of larger ones more than masks say of every pixel, and something of images that 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from histoseg.equalize import Equalization
 from histoseg.errors import DataError
+from histoseg.session import hash_model
 from histoseg_train.evaluation.tiled import TiledModel, iter_image, open_model
 from histoseg_train.job import Teacher, TeacherOptions
 
@@ -108,14 +108,9 @@ def find_teachers(paths: Sequence[Path], *, share: float = 0.5) -> TeacherOption
         DataError: A file cannot be read.
     """
     try:
-        return TeacherOptions(tuple(Teacher(path, _digest(path)) for path in paths), share)
+        return TeacherOptions(tuple(Teacher(path, hash_model(path)) for path in paths), share)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot read the teacher: {error.strerror}") from error
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check(path: Path, teacher: TiledModel, target: Target) -> None:

@@ -58,6 +58,8 @@ def evaluate(model: Path, data: Path, **values: Any) -> None:
     are cut into tiles as on a slide.
     """
     dataset = list_items(data, root=values["root"], threshold=values["mask_threshold"])
+    if not dataset.labelled:
+        raise DataError(f"{data}: no image has a mask, expected some to score; add masks")
     import_keras()
     from histoseg_train.evaluation.figures import describe_evaluation
     from histoseg_train.evaluation.files import format_json, make_evaluation_folder, write_evaluation
@@ -69,7 +71,7 @@ def evaluate(model: Path, data: Path, **values: Any) -> None:
         make_evaluation_folder(output) if output else nullcontext() as folder,
         open_model(model, tile=values["tile"], provider=values["provider"]) as tiled,
     ):
-        store = _open_store(data, dataset, tiled.card, all_images=values["all_images"])
+        store = _open_store(dataset, tiled.card, all_images=values["all_images"])
         with _reporting(len(store)) as report:
             result = evaluate_store(tiled, store, threshold=values["threshold"], on_image=report)
         about = {"model": describe_model(model, tiled), "data": str(data), "all_images": values["all_images"]}
@@ -84,12 +86,10 @@ def evaluate(model: Path, data: Path, **values: Any) -> None:
         _print(model, document, tiled.card.class_colors)
 
 
-def _open_store(data: Path, dataset: Dataset, card: ModelCard, *, all_images: bool) -> SampleStore:
+def _open_store(dataset: Dataset, card: ModelCard, *, all_images: bool) -> SampleStore:
     """Return the held-out images as the model takes them; all with a mask where none is held out."""
     from histoseg_train.job import Target, open_store
 
-    if not dataset.labelled:
-        raise DataError(f"{data}: no image has a mask, expected some to score; add masks")
     held_out = () if all_images else find_held_out(dataset, card.training)
     target = Target(
         card.class_names, card.class_colors, card.spacing_um_px, equalization=card.input.equalization

@@ -44,7 +44,6 @@ from histoseg_train.losses import LOSSES, LossOptions, LossTerms, parse_loss
 from histoseg_train.metadata import SUFFIXES
 from histoseg_train.recipes import list_recipes
 from histoseg_train.schedules import Monitor, ScheduleName
-from histoseg_train.teachers import find_teachers
 
 if TYPE_CHECKING:
     from histoseg_train.fit import Listener
@@ -296,6 +295,9 @@ def _prepare(data: Path, values: Mapping[str, Any], patches: PatchOptions) -> Jo
         validation=values["validation"],
         seed=values["seed"],
     )
+    # it brings the runtime's engine, which --help can do without
+    from histoseg_train.teachers import find_teachers
+
     names, colors = values["classes"]
     words = {"class_names": names, "class_colors": colors, "equalization": read_equalization(values)}
     target = pick(Target, {**values, **words})
@@ -316,7 +318,7 @@ def _prepare(data: Path, values: Mapping[str, Any], patches: PatchOptions) -> Jo
 
 
 def _check_labelled(data: Path, dataset: Dataset, teachers: TeacherOptions) -> None:
-    bare = [item.source for item in dataset.items if item.mask is None and item.weight]
+    bare = [item.source for item in dataset.drawn if item.mask is None]
     if bare and not teachers.teachers:
         raise DataError(
             f"{data}: {bare[0]} has no masks, expected some, or --teacher MODEL to do without, or weight = 0 "
@@ -340,8 +342,9 @@ def _check_masks(data: Path, names: Sequence[str], training: SampleStore, held_o
 def _reporting(job: Job) -> Iterator[Listener]:
     """Show the epochs: one line each, and what is going on in between when a person watches."""
     console = Console(highlight=False, soft_wrap=True)
-    drawn = sum(item.weight > 0 for item in job.training.items)
-    console.print(f"{drawn} images to train on, {len(job.held_out)} held out; {job.network.name}")
+    console.print(
+        f"{len(job.dataset.drawn)} images to train on, {len(job.held_out)} held out; {job.network.name}"
+    )
     from histoseg_train.fit import Listener
 
     with console.status("training") as status:
